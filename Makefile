@@ -1,0 +1,35 @@
+# `make demo` on a fresh machine installs everything into .venv first. pip's own configuration and environment
+# variables (index, certificates, wheel folders) apply as they do everywhere else.
+PYTHON ?= python3
+EXTRAS ?= dev
+STAMP := .venv/.installed
+
+.PHONY: install demo test lint format bench clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $(STAMP)
+
+demo: install
+	.venv/bin/python -m examples.arithmetic.demo
+
+test: install
+	.venv/bin/python -m pytest
+
+lint: install
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+format: install
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+bench: install
+	.venv/bin/python -m benchmarks --all
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache
