@@ -1,0 +1,63 @@
+"""calm_graph: compose a frozen language model with frozen augmenting models through small trained attachments.
+
+Importing it imports neither torch nor transformers; names that need them are loaded at first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from calm_graph.declare.composition import At, Attachment, Augmenter, Composition, Every, at, every
+from calm_graph.errors import (
+    CalmGraphError,
+    CheckpointError,
+    DeclarationError,
+    InputError,
+    Problem,
+    TrainingError,
+)
+
+if TYPE_CHECKING:
+    from calm_graph.declare.files import load_composition
+    from calm_graph.plan.graph import Plan, make_plan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "At",
+    "Attachment",
+    "Augmenter",
+    "CalmGraphError",
+    "CheckpointError",
+    "Composition",
+    "DeclarationError",
+    "Every",
+    "InputError",
+    "Plan",
+    "Problem",
+    "TrainingError",
+    "at",
+    "every",
+    "load_composition",
+    "make_plan",
+]
+
+# Name -> module that defines it; loaded at first use, so that `import calm_graph` stays fast.
+_LAZY = {
+    "Plan": "calm_graph.plan.graph",
+    "load_composition": "calm_graph.declare.files",
+    "make_plan": "calm_graph.plan.graph",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
