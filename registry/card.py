@@ -1,0 +1,127 @@
+"""The card: what is known about one frozen model without opening its weights."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
+
+SCHEMES = ("hub", "folder", "gguf", "embedded")
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+FACTS = (
+    "architecture",
+    "num_layers",
+    "hidden_size",
+    "num_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "num_parameters",
+    "vocab_size",
+    "context_length",
+    "causal",
+)
+"""Fields that the registry fills from the model's own files where a card leaves them None."""
+
+
+class ModelCard(BaseModel):
+    """One frozen model: where it is, what it is, under which licence.
+
+    Facts left None are read from the model's config when the card is looked up (`Registry.get`); facts that are given
+    are checked against it when the weights are loaded.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=96)]
+    source: str
+    """`hub:org/name`, `folder:/path`, `gguf:/path/file.gguf` or `embedded:name` (shipped in this package)."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub repository."""
+    fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
+    """Identity of the files (`registry.fingerprint`); verified at load when given."""
+
+    architecture: str | None = None
+    """`model_type` of the config; of the text part when the model is a multimodal wrapper."""
+    num_layers: PositiveInt | None = None
+    hidden_size: PositiveInt | None = None
+    num_heads: PositiveInt | None = None
+    num_key_value_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    intermediate_size: PositiveInt | None = None
+    num_parameters: PositiveInt | None = None
+    """Parameters of the whole published model, tied ones counted once."""
+    vocab_size: PositiveInt | None = None
+    context_length: PositiveInt | None = None
+    tokenizer: str | None = None
+    """Cards with the same, non-None name share token ids."""
+
+    modality: Literal["text", "image", "features"] = "text"
+    causal: bool | None = None
+    runtime: Literal["torch", "onnx"] = "torch"
+    tags: frozenset[str] = frozenset()
+    licence: str = "unspecified"
+    trust_remote_code: bool = False
+    """Let the model run Python code from its own folder. Off unless the card's author says otherwise."""
+    description: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_fields(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            problems = []
+            for key in data:
+                if key not in cls.model_fields:
+                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                    hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(cls.model_fields)}"
+                    problems.append(f"unknown field {key!r}; {hint}")
+            if problems:
+                raise ValueError("; ".join(problems))
+        return data
+
+    @field_validator("source")
+    @classmethod
+    def _check_source(cls, source: str) -> str:
+        scheme, _, location = source.partition(":")
+        if scheme not in SCHEMES or not location:
+            raise ValueError(
+                f"got {source!r}; write 'hub:org/name', 'folder:/path', 'gguf:/path/file.gguf' or 'embedded:name'"
+            )
+        if scheme == "hub" and location.count("/") != 1:
+            raise ValueError(f"got {source!r}; a hub source names an organisation and a model: 'hub:org/name'")
+        if scheme == "gguf" and not location.lower().endswith(".gguf"):
+            raise ValueError(f"got {source!r}; a gguf source names one file that ends in .gguf")
+        return source
+
+    @field_serializer("tags")
+    def _sort_tags(self, tags: frozenset[str]) -> list[str]:
+        return sorted(tags)  # a set has no order of its own, and the written card should not change from run to run
+
+    @property
+    def scheme(self) -> str:
+        """Kind of source: one of `SCHEMES`."""
+        return self.source.partition(":")[0]
+
+    @property
+    def location(self) -> str:
+        """What follows the scheme: a hub id, a path or an embedded name."""
+        return self.source.partition(":")[2]
+
+    def missing_facts(self) -> tuple[str, ...]:
+        """Name the facts that this card does not carry."""
+        return tuple(fact for fact in FACTS if getattr(self, fact) is None)
+
+    def with_facts(self, facts: Mapping[str, Any]) -> ModelCard:
+        """Return this card with its empty facts taken from `facts`; what the card says stays.
+
+        Args:
+            facts: values by field name, as `layouts.facts` gives them. `modality` counts as empty unless it was set.
+        """
+        update = {name: facts[name] for name in self.missing_facts() if facts.get(name) is not None}
+        if "modality" in facts and "modality" not in self.model_fields_set:
+            update["modality"] = facts["modality"]
+        return self.model_copy(update=update) if update else self

@@ -1,0 +1,152 @@
+"""From a card to the files on this machine, and the facts that can be read from them without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from registry import layouts
+from registry.card import ModelCard
+from registry.errors import WeightsError
+
+EMBEDDED = Path(__file__).parent / "embedded"
+
+
+def mirror_folder(name: str) -> Path:
+    """Return where a local copy of the model `name` is looked for: `$CALM_GRAPH_MODELS/name`."""
+    default = Path.home() / ".cache" / "calm-graph" / "models"
+    return Path(os.environ.get("CALM_GRAPH_MODELS") or default).expanduser() / name
+
+
+def hub_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
+    """Return the folder of an already downloaded hub model, or None. Follows huggingface_hub's cache layout."""
+    hf_home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(hf_home) / "hub").expanduser()
+    repository = cache / f"models--{hub_id.replace('/', '--')}"
+    reference = repository / "refs" / (revision or "main")
+    commit = reference.read_text("utf-8").strip() if reference.is_file() else (revision or "")
+    snapshot = repository / "snapshots" / commit
+    return snapshot if commit and (snapshot / "config.json").is_file() else None
+
+
+def local_path(card: ModelCard) -> Path | None:
+    """Return the folder (or the GGUF file) that holds the model on this machine, or None. Never downloads.
+
+    A mirror folder wins over the hub, so that a machine without a network can serve hub cards.
+    """
+    if card.scheme in ("folder", "gguf"):
+        path = Path(card.location).expanduser()
+    elif card.scheme == "embedded":
+        path = EMBEDDED / card.location
+    else:
+        path = mirror_folder(card.name)
+        if not (path / "config.json").is_file():
+            return hub_snapshot(card.location, card.revision)
+    wanted = path if card.scheme == "gguf" else path / "config.json"
+    return path if wanted.is_file() else None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the content of `path/config.json`, or the equivalent of it in the header of a GGUF file.
+
+    Raises:
+        WeightsError: the file is not JSON, or no GGUF file.
+    """
+    file = path / "config.json" if path.is_dir() else path
+    stat = file.stat()
+    return dict(_read_config(file, stat.st_size, stat.st_mtime_ns))
+
+
+@lru_cache(maxsize=256)
+def _read_config(file: Path, size_bytes: int, mtime_ns: int) -> dict[str, Any]:
+    if file.suffix.lower() == ".gguf":
+        return _read_gguf_header(file)
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{file}: not readable as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{file}: expected a JSON object, got {type(config).__name__}")
+    return config
+
+
+def read_facts(card: ModelCard) -> dict[str, Any]:
+    """Return the facts of a card's model as far as its files are on this machine; empty when they are not.
+
+    Raises:
+        WeightsError: the files are there but not readable.
+    """
+    path = local_path(card)
+    if path is None:
+        return {}
+    facts = layouts.facts(read_config(path))
+    if path.is_dir():
+        facts["num_parameters"] = count_parameters(path)
+    return facts
+
+
+def count_parameters(folder: Path) -> int | None:
+    """Count the numbers in a folder's safetensors files by their headers; None when there are no such files.
+
+    Raises:
+        WeightsError: a header cannot be read.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return None
+    return sum(_count_parameters(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
+@lru_cache(maxsize=256)
+def _count_parameters(file: Path, size_bytes: int, mtime_ns: int) -> int:
+    return sum(_product(tensor["shape"]) for tensor in read_safetensors_header(file).values())
+
+
+def read_safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
+    """Return name -> {dtype, shape, data_offsets} of a safetensors file, without reading any tensor.
+
+    Raises:
+        WeightsError: the file is truncated or no safetensors file.
+    """
+    # Format: 8 bytes little-endian header length, then that many bytes of JSON, then the tensors.
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > file.stat().st_size:
+                raise ValueError(f"header of {length} bytes in a file of {file.stat().st_size}")
+            header: dict[str, dict[str, Any]] = json.loads(stream.read(length))
+    except (struct.error, ValueError) as error:
+        raise WeightsError(f"{file}: not a whole safetensors file: {error}") from error
+    header.pop("__metadata__", None)
+    end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    if 8 + length + end > file.stat().st_size:
+        raise WeightsError(
+            f"{file}: truncated: {file.stat().st_size} bytes, but its header promises {8 + length + end}; copy it again"
+        )
+    return header
+
+
+def _read_gguf_header(file: Path) -> dict[str, Any]:
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise WeightsError(f"{file}: reading GGUF files needs the gguf package: pip install gguf") from error
+    try:
+        fields = GGUFReader(file).fields
+    except ValueError as error:
+        raise WeightsError(f"{file}: not readable as GGUF: {error}") from error
+    values = {name: field.contents() for name, field in fields.items() if len(field.data) <= 1}
+    if "tokenizer.ggml.tokens" in fields:
+        values["vocab_size"] = len(fields["tokenizer.ggml.tokens"].data)
+    return layouts.config_from_gguf(values)
+
+
+def _product(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
