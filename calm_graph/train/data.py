@@ -1,0 +1,253 @@
+"""From rows to batches: token ids, labels, padding, and an order of batches that any step can be asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+import torch
+from torch import Tensor
+
+from calm_graph.declare.settings import LongRows
+from calm_graph.errors import InputError
+from calm_graph.train.rows import Example, Rows, read_examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+IGNORED = -100
+"""The label of a position that is not trained on."""
+
+_TOKENISED_AT_ONCE = 1024
+_POOL_BATCHES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One tokenised sample.
+
+    Args:
+        input_ids: T int32, prompt and completion.
+        prompt_length: How many of them are the prompt; 0 for a `{"text"}` row.
+        prompt_text: What the augmenters read for the prompt.
+        completion_bytes: UTF-8 bytes of the completion's text.
+        where: The row it came from.
+    """
+
+    input_ids: Tensor
+    prompt_length: int
+    prompt_text: str
+    completion_bytes: int
+    where: str
+
+    @property
+    def num_supervised(self) -> int:
+        """How many tokens are predicted; a first token has nothing before it to be predicted from."""
+        return len(self.input_ids) - max(self.prompt_length, 1)
+
+
+class Batch(TypedDict):
+    """What the model is called with.
+
+    input_ids, attention_mask (bool) and labels are B x T, padded on the right; prompt_lengths is B; prompt_texts has
+    one text per sample.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    prompt_lengths: Tensor
+    prompt_texts: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The tokenised samples of one file or list.
+
+    Args:
+        samples: In the order of the rows.
+        pad_token_id: Fills the right side of a batch; never visible.
+        num_skipped: Rows left out because they are too long.
+        num_cut: Rows shortened to the longest length allowed.
+    """
+
+    samples: tuple[Sample, ...]
+    pad_token_id: int
+    num_skipped: int = 0
+    num_cut: int = 0
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Collate these samples."""
+        return collate([self.samples[index] for index in indices], pad_token_id=self.pad_token_id)
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of all token ids and prompts: what a resumed run must find again."""
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            digest.update(f"{len(sample.input_ids)} {sample.prompt_length} {sample.prompt_text}\n".encode())
+            digest.update(sample.input_ids.numpy().tobytes())
+        return f"sha256:{digest.hexdigest()}"
+
+
+def load_dataset(
+    data: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None, long_rows: LongRows = "error"
+) -> Dataset:
+    """Read and tokenise rows.
+
+    Prompt and completion are tokenised separately, so that the prompt's tokens do not depend on what follows: the
+    prompt with the tokenizer's special tokens (or as the chat template wrote it), the completion without, closed by
+    the end token.
+
+    Args:
+        data: A JSONL file, or a list of rows.
+        tokenizer: The anchor's.
+        max_length: The most tokens of a sample; None allows any.
+        long_rows: What happens to longer ones.
+
+    Returns:
+        The samples.
+
+    Raises:
+        InputError: A row is wrong, too long or has nothing to predict, or no sample is left.
+    """
+    examples = read_examples(data, tokenizer)
+    samples: list[Sample] = []
+    too_long: list[Sample] = []
+    num_cut = 0
+    for sample in _tokenise(examples, tokenizer):
+        if sample.num_supervised < 1:
+            raise InputError(f"{sample.where}: its {len(sample.input_ids)} tokens leave none to be predicted")
+        if max_length is None or len(sample.input_ids) <= max_length:
+            samples.append(sample)
+        elif long_rows == "cut" and sample.prompt_length < max_length:
+            num_cut += 1
+            samples.append(_cut(sample, max_length))
+        else:
+            too_long.append(sample)
+    if too_long and long_rows == "error":
+        first = too_long[0]
+        raise InputError(
+            f"{first.where}: got {len(first.input_ids)} tokens, but at most {max_length} are allowed (max_length, else "
+            f"the anchor's context); {len(too_long)} of {len(examples)} samples are too long. Raise max_length, "
+            "shorten them, or set long_rows to 'skip' or 'cut'"
+        )
+    if not samples:
+        raise InputError(f"{too_long[0].where}: all {len(examples)} samples are longer than max_length={max_length}")
+    if too_long or num_cut:
+        name = data if isinstance(data, str) else samples[0].where.rpartition(":")[0] or "data"
+        logger.warning("%s: %d samples skipped and %d cut at %s tokens", name, len(too_long), num_cut, max_length)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return Dataset(tuple(samples), int(pad or 0), num_skipped=len(too_long), num_cut=num_cut)
+
+
+def _cut(sample: Sample, length: int) -> Sample:
+    # The bytes are shared out by tokens: exact counts would need the text to be cut where a token ends.
+    kept = length - sample.prompt_length
+    share = kept / (len(sample.input_ids) - sample.prompt_length)
+    return Sample(
+        sample.input_ids[:length].clone(),
+        sample.prompt_length,
+        sample.prompt_text,
+        max(1, round(sample.completion_bytes * share)),
+        sample.where,
+    )
+
+
+def _tokenise(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Sample]:
+    start = _start_ids(tokenizer)
+    for first in range(0, len(examples), _TOKENISED_AT_ONCE):
+        chunk = examples[first : first + _TOKENISED_AT_ONCE]
+        prompts = tokenizer([example.prompt for example in chunk], add_special_tokens=False)["input_ids"]
+        completions = tokenizer([example.completion for example in chunk], add_special_tokens=False)["input_ids"]
+        for example, prompt, completion in zip(chunk, prompts, completions, strict=True):
+            before = list(prompt) if example.rendered else start + list(prompt)
+            closing = [] if example.closed or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+            yield Sample(
+                input_ids=torch.tensor(before + list(completion) + closing, dtype=torch.int32),
+                prompt_length=len(before) if example.prompt else 0,
+                prompt_text=example.prompt_text,
+                completion_bytes=len(example.completion.encode()),
+                where=example.where,
+            )
+
+
+def _start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the special tokens before a text; those after it would end the prompt before its completion."""
+    ids = list(tokenizer("", add_special_tokens=True)["input_ids"])
+    if ids and ids[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
+        ids.pop()
+    return ids
+
+
+def collate(samples: Sequence[Sample], *, pad_token_id: int) -> Batch:
+    """Pad samples on the right into one batch.
+
+    Args:
+        samples: B of them, of any lengths.
+        pad_token_id: What fills the rest.
+
+    Returns:
+        The batch; labels are -100 on the prompt, on the first token and on padding.
+    """
+    width = max(len(sample.input_ids) for sample in samples)
+    input_ids = torch.full((len(samples), width), pad_token_id, dtype=torch.int64)
+    labels = torch.full((len(samples), width), IGNORED, dtype=torch.int64)
+    attention_mask = torch.zeros((len(samples), width), dtype=torch.bool)
+    for row, sample in enumerate(samples):
+        length, first = len(sample.input_ids), max(sample.prompt_length, 1)
+        input_ids[row, :length] = sample.input_ids
+        attention_mask[row, :length] = True
+        labels[row, first:length] = sample.input_ids[first:]
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        labels=labels,
+        prompt_lengths=torch.tensor([sample.prompt_length for sample in samples]),
+        prompt_texts=[sample.prompt_text for sample in samples],
+    )
+
+
+class BatchOrder:
+    """Which samples each step trains on: every sample once per epoch, batches of similar lengths, seeded.
+
+    The order is a function of the seed and the step alone, so a resumed run needs no more than its step number.
+
+    Args:
+        lengths: Tokens of each sample.
+        batch_size: Samples per batch; an epoch's last batch may be smaller.
+        seed: Another seed is another order.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
+        self.lengths = tuple(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self._epoch: tuple[int, list[list[int]]] | None = None
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """How many steps see every sample once."""
+        return -(-len(self.lengths) // self.batch_size)
+
+    def batch(self, step: int) -> list[int]:
+        """Return the indices of the samples of a step (0-based)."""
+        epoch, place = divmod(step, self.batches_per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, self._arrange(epoch))
+        return self._epoch[1][place]
+
+    def _arrange(self, epoch: int) -> list[list[int]]:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+        shuffled = torch.randperm(len(self.lengths), generator=generator).tolist()
+        # Sorting within pools, not over the whole epoch, keeps batches different from epoch to epoch.
+        pool = self.batch_size * _POOL_BATCHES
+        batches: list[list[int]] = []
+        for first in range(0, len(shuffled), pool):
+            near = sorted(shuffled[first : first + pool], key=lambda index: self.lengths[index])
+            batches += [near[i : i + self.batch_size] for i in range(0, len(near), self.batch_size)]
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

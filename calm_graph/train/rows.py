@@ -1,0 +1,185 @@
+"""Training rows as a user writes them: `{"prompt", "completion"}`, `{"messages"}` or `{"text"}`, checked with places."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calm_graph.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Rows = str | Path | Sequence[Mapping[str, Any]]
+"""Where rows come from: a JSONL file, or a list in memory."""
+
+_SHAPES = '{"prompt", "completion"}, {"messages"} or {"text"}'
+_ROLES = ("system", "user", "assistant")
+_MAX_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One sample as text.
+
+    Args:
+        prompt: What the anchor reads before the completion, control tokens included; empty for a `{"text"}` row.
+        completion: What it is trained to say.
+        prompt_text: What the augmenters read for the prompt: no control tokens.
+        rendered: Whether a chat template wrote the prompt, with all its special tokens.
+        closed: Whether the completion already ends as the chat template ends a turn; else the end token is added.
+        where: The row: `train.jsonl:17`, or `data[16]`.
+    """
+
+    prompt: str
+    completion: str
+    prompt_text: str
+    rendered: bool
+    closed: bool
+    where: str
+
+
+class _BadRow(Exception):
+    """What is wrong with one row; the place is added by whoever knows it."""
+
+
+def read_examples(data: Rows, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    """Read rows and turn each into samples of text; a row with several supervised turns becomes one sample per turn.
+
+    Keys other than those of the row's shape are left alone, so rows may carry an id or a source. An assistant message
+    with `"weight": 0` is read but not trained on.
+
+    Args:
+        data: A JSONL file, or a list of rows.
+        tokenizer: The anchor's; its chat template renders `{"messages"}` rows.
+
+    Returns:
+        The samples, in the order of the rows.
+
+    Raises:
+        InputError: The file cannot be read, no rows are left, or rows are wrong; the first few are listed with their
+            places, what came and what is allowed.
+    """
+    examples: list[Example] = []
+    problems: list[str] = []
+    for where, row in _read(data):
+        try:
+            examples.extend(_examples(row, where, tokenizer))
+        except _BadRow as error:
+            problems.append(f"{where}: {error}")
+    name = data if isinstance(data, str | Path) else "data"
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:_MAX_SHOWN])
+        more = f"\n  and {len(problems) - _MAX_SHOWN} more" if len(problems) > _MAX_SHOWN else ""
+        raise InputError(f"{name}: {len(problems)} unusable row{'s' if len(problems) > 1 else ''}\n{shown}{more}")
+    if not examples:
+        raise InputError(f"{name}: no rows; each row is {_SHAPES}")
+    return examples
+
+
+def _read(data: Rows) -> Iterator[tuple[str, object]]:
+    """Yield each row with its place; a line that is no JSON is yielded as the error it raised."""
+    if not isinstance(data, str | Path):
+        yield from ((f"data[{index}]", row) for index, row in enumerate(data))
+        return
+    path = Path(data)
+    if not path.is_file():
+        raise InputError(f"{data}: no such file; a JSONL file is needed, each line {_SHAPES}")
+    with path.open(encoding="utf-8") as lines:
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", _parse(line)
+        except UnicodeDecodeError as error:
+            raise InputError(f"{data}: not UTF-8 text ({error}); a JSONL file is needed, each line {_SHAPES}") from None
+
+
+def _parse(line: str) -> object:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        return error
+
+
+def _examples(row: object, where: str, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    if isinstance(row, json.JSONDecodeError):
+        raise _BadRow(f"not JSON ({row.msg} at column {row.colno}); each line is {_SHAPES}")
+    if not isinstance(row, Mapping):
+        raise _BadRow(f"got {_short(row)}, but a row is {_SHAPES}")
+    keys = [key for key in ("prompt", "messages", "text") if key in row]
+    if len(keys) != 1 or ("completion" in row) != (keys == ["prompt"]):
+        raise _BadRow(f"got the keys {', '.join(map(str, row)) or '(none)'}, but a row is {_SHAPES}")
+    if keys == ["messages"]:
+        return _turns(row["messages"], where, tokenizer)
+    if keys == ["text"]:
+        return [Example("", _text(row, "text"), "", rendered=False, closed=False, where=where)]
+    prompt = _text(row, "prompt", hint='; a row without a prompt is {"text"}')
+    return [Example(prompt, _text(row, "completion"), prompt, rendered=False, closed=False, where=where)]
+
+
+def _text(row: Mapping[str, Any], key: str, *, hint: str = "") -> str:
+    value = row[key]
+    if not isinstance(value, str):
+        raise _BadRow(f"{key}: got {_short(value)}, but a text is needed")
+    if not value:
+        raise _BadRow(f"{key}: got '', but a text is needed{hint}")
+    return value
+
+
+def _turns(messages: object, where: str, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    """Return one sample per supervised assistant turn: in one sample, earlier turns would see later text."""
+    if not tokenizer.chat_template:
+        raise _BadRow('messages: the anchor has no chat template; give {"prompt", "completion"} rows')
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        raise _BadRow(f"messages: got {_short(messages)}, but a list is needed")
+    for index, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, Mapping) else message
+        if role not in _ROLES:
+            raise _BadRow(f"messages[{index}].role: got {_short(role)}, but allowed are {', '.join(_ROLES)}")
+        if not isinstance(message.get("content"), str):
+            got = _short(message.get("content"))
+            raise _BadRow(f"messages[{index}].content: got {got}, but a text is needed")
+    turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1) != 0]
+    if not turns:
+        raise _BadRow("messages: no assistant message to train on")
+    return [_turn(messages, turn, where, tokenizer) for turn in turns]
+
+
+def _turn(messages: Sequence[Any], turn: int, where: str, tokenizer: PreTrainedTokenizerBase) -> Example:
+    if turn == 0:
+        raise _BadRow('messages[0]: an assistant message has no prompt before it; a row without a prompt is {"text"}')
+    content = messages[turn]["content"]
+    if not content:
+        raise _BadRow(f"messages[{turn}].content: got '', but a text is needed")
+    plain = [{"role": message["role"], "content": message["content"]} for message in messages[: turn + 1]]
+    prompt = _render(tokenizer, plain[:-1], add_generation_prompt=True)
+    whole = _render(tokenizer, plain, add_generation_prompt=False)
+    # Templates that rewrite earlier turns do not continue their own prompt; such a turn is closed by the end token.
+    answer = whole.removeprefix(prompt).rstrip() if whole.startswith(prompt) else content
+    return Example(
+        prompt=prompt,
+        completion=answer,
+        prompt_text="\n".join(message["content"] for message in plain[:-1]),
+        rendered=True,
+        closed=not answer.endswith(content.rstrip()),
+        where=where,
+    )
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except TemplateError as error:
+        raise _BadRow(f"messages: the anchor's chat template refuses them: {error}") from None
+    assert isinstance(text, str)
+    return text
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

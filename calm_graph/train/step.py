@@ -1,0 +1,164 @@
+"""One optimiser step: the same function in one process and in each worker of many."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from calm_graph.declare.settings import Precision, TrainSettings
+from calm_graph.errors import TrainingError
+from calm_graph.train.data import IGNORED, Batch
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step did.
+
+    Args:
+        loss: Mean cross-entropy in nats over the supervised tokens of the batch.
+        grad_norm: Before clipping.
+        num_tokens: Real tokens run, prompts included.
+        num_positions: Tokens and padding run.
+    """
+
+    loss: float
+    grad_norm: float
+    num_tokens: int
+    num_positions: int
+
+
+class NonFiniteError(TrainingError):
+    """The loss or its gradient is no number; the weights are as they were before the step.
+
+    Args:
+        what: `loss` or `gradient`.
+        pieces: The pieces of the batch that may be the cause.
+    """
+
+    def __init__(self, what: str, pieces: Sequence[int]) -> None:
+        super().__init__(what, pieces)
+        self.what = what
+        self.pieces = tuple(pieces)
+
+    def __str__(self) -> str:
+        return f"the {self.what} is not a finite number"
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that are trained, by name.
+
+    Raises:
+        TrainingError: There are none.
+    """
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not parameters:
+        raise TrainingError("the model has no trainable parameter; a composition needs at least one attachment")
+    return parameters
+
+
+def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """Return AdamW over the trainable parameters; only matrices decay, not norms and gates."""
+    parameters = trainable_parameters(model).values()
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
+
+
+def learning_rate_at(step: int, settings: TrainSettings) -> float:
+    """Return the learning rate of a step (0-based): a linear warm-up, then a cosine to `min_lr_ratio` of the peak."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    last = max(settings.max_steps - 1 - settings.warmup_steps, 1)
+    progress = min((step - settings.warmup_steps) / last, 1.0)
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    return settings.learning_rate * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * cosine)
+
+
+def count_supervised(pieces: Sequence[Batch]) -> int:
+    """Return how many tokens of the pieces are predicted."""
+    return sum(int((piece["labels"] != IGNORED).sum()) for piece in pieces)
+
+
+def train_step(
+    model: nn.Module,
+    pieces: Sequence[Batch],
+    optimizer: torch.optim.Optimizer,
+    *,
+    learning_rate: float,
+    max_grad_norm: float | None = None,
+    precision: Precision = "fp32",
+    num_items_in_batch: float | None = None,
+) -> StepResult:
+    """Run one batch, in pieces, and update the trainable parameters once.
+
+    The loss is the mean over the supervised tokens of all pieces together, so that the number of pieces does not
+    change the step.
+
+    Args:
+        model: A composed model, or one wrapped in DistributedDataParallel, which then exchanges gradients once.
+        pieces: The batch, cut into as many parts as memory asks for.
+        optimizer: Over the trainable parameters.
+        learning_rate: Of this step.
+        max_grad_norm: Gradients are scaled down to this norm; None leaves them.
+        precision: `bf16` runs the model under autocast.
+        num_items_in_batch: What the summed loss is divided by; None counts the supervised tokens of the pieces. Where
+            gradients are averaged over workers, give the count over all workers divided by the number of workers.
+
+    Returns:
+        The loss, the gradient's norm and the tokens run.
+
+    Raises:
+        NonFiniteError: The loss or the gradient is infinite or NaN; nothing was updated.
+    """
+    device = next(parameter.device for parameter in model.parameters())
+    count = num_items_in_batch if num_items_in_batch is not None else count_supervised(pieces)
+    optimizer.zero_grad(set_to_none=True)
+    loss = 0.0
+    for index, piece in enumerate(pieces):
+        last = index == len(pieces) - 1
+        with contextlib.nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():
+            share = run(model, piece, device=device, precision=precision, num_items_in_batch=count)
+            value = share.item()
+            if not math.isfinite(value):
+                optimizer.zero_grad(set_to_none=True)
+                raise NonFiniteError("loss", [index])
+            share.backward()  # type: ignore[no-untyped-call]
+        loss += value
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    limit = math.inf if max_grad_norm is None else max_grad_norm
+    grad_norm = float(nn.utils.clip_grad_norm_(parameters, limit))
+    if not math.isfinite(grad_norm):
+        optimizer.zero_grad(set_to_none=True)
+        raise NonFiniteError("gradient", range(len(pieces)))
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return StepResult(
+        loss=loss,
+        grad_norm=grad_norm,
+        num_tokens=sum(int(piece["attention_mask"].sum()) for piece in pieces),
+        num_positions=sum(piece["attention_mask"].numel() for piece in pieces),
+    )
+
+
+def run(
+    model: nn.Module, batch: Batch, *, device: torch.device, precision: Precision, num_items_in_batch: float
+) -> Tensor:
+    """Return the loss of one batch, summed over its supervised tokens and divided by `num_items_in_batch`."""
+    inputs: dict[str, Any] = {
+        name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()
+    }
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        loss = model(**inputs, num_items_in_batch=num_items_in_batch).loss
+    assert isinstance(loss, Tensor)
+    return loss
