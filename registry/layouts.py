@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from registry.errors import UnknownLayoutError
@@ -32,6 +32,12 @@ class Layout:
     modality: Literal["text", "image", "features"] = "text"
     inner: str | None = None
     """Key of the nested config that describes the text model, for a multimodal wrapper."""
+    key_mapping: Mapping[str, str] = field(default_factory=dict)
+    """Regular expressions that turn a wrapper's tensor names into those of its text model with a head."""
+    load_arguments: Mapping[str, bool] = field(default_factory=dict)
+    """Arguments of the base model's class that leave out what no attachment reads."""
+    optional_tensors: tuple[str, ...] = ()
+    """Tensors that published weights may lack, because only training uses them."""
     defaults: Mapping[str, int] = field(default_factory=dict)
     """Values of the config class that published configs leave out (nested configs are saved as differences)."""
 
@@ -45,10 +51,11 @@ _GPT2 = Layout(
     intermediate_size="n_inner",
     context_length="n_positions",
 )
-_BERT = Layout(blocks="encoder.layer", causal=False)
-_ROBERTA = Layout(blocks="encoder.layer", causal=False, num_reserved_positions=2)
+_NO_POOLER = {"add_pooling_layer": False}
+_BERT = Layout(blocks="encoder.layer", causal=False, load_arguments=_NO_POOLER)
+_ROBERTA = replace(_BERT, num_reserved_positions=2)
 _VISION = Layout(blocks="encoder.layers", causal=False, modality="image", context_length=None)
-_SPEECH = Layout(blocks="encoder.layers", causal=False, modality="features", context_length=None)
+_SPEECH = replace(_VISION, modality="features", optional_tensors=("masked_spec_embed",))
 _GEMMA3 = Layout(
     defaults={
         "num_attention_heads": 8,
@@ -67,7 +74,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "clip_vision_model": _VISION,
     "cohere": _DECODER,
     "cohere2": _DECODER,
-    "dinov2": Layout(blocks="encoder.layer", causal=False, modality="image", context_length=None),
+    "dinov2": replace(_VISION, blocks="encoder.layer"),
     "distilbert": Layout(
         blocks="transformer.layer",
         num_layers="n_layers",
@@ -76,12 +83,16 @@ LAYOUTS: Mapping[str, Layout] = {
         intermediate_size="hidden_dim",
         causal=False,
     ),
-    "electra": _BERT,
+    "electra": Layout(blocks="encoder.layer", causal=False),
     "exaone4": _DECODER,
     "falcon": Layout(blocks="h", num_key_value_heads="num_kv_heads", intermediate_size="ffn_hidden_size"),
     "gemma": _DECODER,
     "gemma2": _DECODER,
-    "gemma3": Layout(blocks="language_model.layers", inner="text_config"),
+    "gemma3": Layout(
+        blocks="language_model.layers",
+        inner="text_config",
+        key_mapping={r"^(model\.)?language_model\.(model\.)?": "model.", r"^model\.lm_head": "lm_head"},
+    ),
     "gemma3_text": _GEMMA3,
     "glm": _DECODER,
     "glm4": _DECODER,
@@ -119,7 +130,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "smollm3": _DECODER,
     "stablelm": _DECODER,
     "starcoder2": _DECODER,
-    "vit": Layout(causal=False, modality="image", context_length=None),
+    "vit": replace(_VISION, blocks="layers", load_arguments=_NO_POOLER),
     "wav2vec2": _SPEECH,
     "xlm-roberta": _ROBERTA,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -113,35 +112,45 @@ def read_safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
         WeightsError: the file is truncated or no safetensors file.
     """
     # Format: 8 bytes little-endian header length, then that many bytes of JSON, then the tensors.
+    size_bytes = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        length = int.from_bytes(prefix, "little")
+        text = stream.read(length) if len(prefix) == 8 and length <= size_bytes else b""
     try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > file.stat().st_size:
-                raise ValueError(f"header of {length} bytes in a file of {file.stat().st_size}")
-            header: dict[str, dict[str, Any]] = json.loads(stream.read(length))
-    except (struct.error, ValueError) as error:
-        raise WeightsError(f"{file}: not a whole safetensors file: {error}") from error
+        header: dict[str, dict[str, Any]] = json.loads(text)
+    except ValueError as error:
+        raise WeightsError(f"{file}: not a whole safetensors file; copy it again") from error
     header.pop("__metadata__", None)
-    end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    if 8 + length + end > file.stat().st_size:
-        raise WeightsError(
-            f"{file}: truncated: {file.stat().st_size} bytes, but its header promises {8 + length + end}; copy it again"
-        )
+    end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    if end > size_bytes:
+        raise WeightsError(f"{file}: truncated: {size_bytes} bytes, but its header promises {end}; copy it again")
     return header
 
 
-def _read_gguf_header(file: Path) -> dict[str, Any]:
+def gguf_reader(file: Path) -> Any:
+    """Open a GGUF file with the reader of the `gguf` package.
+
+    Raises:
+        WeightsError: the package is not installed, or the file is no whole GGUF file.
+    """
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise WeightsError(f"{file}: reading GGUF files needs the gguf package: pip install gguf") from error
+        raise WeightsError(f"{file}: reading GGUF files needs the gguf package: pip install gguf accelerate") from error
     try:
-        fields = GGUFReader(file).fields
-    except ValueError as error:
+        return GGUFReader(file)
+    except (ValueError, IndexError, KeyError) as error:
         raise WeightsError(f"{file}: not readable as GGUF: {error}") from error
-    values = {name: field.contents() for name, field in fields.items() if len(field.data) <= 1}
-    if "tokenizer.ggml.tokens" in fields:
-        values["vocab_size"] = len(fields["tokenizer.ggml.tokens"].data)
+
+
+def _read_gguf_header(file: Path) -> dict[str, Any]:
+    reader = gguf_reader(file)
+    # Arrays are the vocabulary: long, slow to decode, and not needed but for their number.
+    values = {name: field.contents() for name, field in reader.fields.items() if len(field.data) == 1}
+    if "tokenizer.ggml.tokens" in reader.fields:
+        values["vocab_size"] = len(reader.fields["tokenizer.ggml.tokens"].data)
+    values["num_parameters"] = sum(int(tensor.n_elements) for tensor in reader.tensors)
     return layouts.config_from_gguf(values)
 
 
