@@ -1,4 +1,4 @@
-"""How well a model predicts held-out completions: loss per token, and bits per byte, which any tokenizer can be held to."""
+"""How well held-out completions are predicted: loss per token, and bits per byte, which no tokenizer changes."""
 
 from __future__ import annotations
 

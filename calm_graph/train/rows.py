@@ -1,4 +1,4 @@
-"""Training rows as a user writes them: `{"prompt", "completion"}`, `{"messages"}` or `{"text"}`, checked with places."""
+"""Training rows as a user writes them: `{"prompt", "completion"}`, `{"messages"}` or `{"text"}`, checked."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Example:
     where: str
 
 
-class _BadRow(Exception):
+class _RowError(Exception):
     """What is wrong with one row; the place is added by whoever knows it."""
 
 
@@ -68,7 +68,7 @@ def read_examples(data: Rows, tokenizer: PreTrainedTokenizerBase) -> list[Exampl
     for where, row in _read(data):
         try:
             examples.extend(_examples(row, where, tokenizer))
-        except _BadRow as error:
+        except _RowError as error:
             problems.append(f"{where}: {error}")
     name = data if isinstance(data, str | Path) else "data"
     if problems:
@@ -106,12 +106,12 @@ def _parse(line: str) -> object:
 
 def _examples(row: object, where: str, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     if isinstance(row, json.JSONDecodeError):
-        raise _BadRow(f"not JSON ({row.msg} at column {row.colno}); each line is {_SHAPES}")
+        raise _RowError(f"not JSON ({row.msg} at column {row.colno}); each line is {_SHAPES}")
     if not isinstance(row, Mapping):
-        raise _BadRow(f"got {_short(row)}, but a row is {_SHAPES}")
+        raise _RowError(f"got {_short(row)}, but a row is {_SHAPES}")
     keys = [key for key in ("prompt", "messages", "text") if key in row]
     if len(keys) != 1 or ("completion" in row) != (keys == ["prompt"]):
-        raise _BadRow(f"got the keys {', '.join(map(str, row)) or '(none)'}, but a row is {_SHAPES}")
+        raise _RowError(f"got the keys {', '.join(map(str, row)) or '(none)'}, but a row is {_SHAPES}")
     if keys == ["messages"]:
         return _turns(row["messages"], where, tokenizer)
     if keys == ["text"]:
@@ -123,37 +123,37 @@ def _examples(row: object, where: str, tokenizer: PreTrainedTokenizerBase) -> li
 def _text(row: Mapping[str, Any], key: str, *, hint: str = "") -> str:
     value = row[key]
     if not isinstance(value, str):
-        raise _BadRow(f"{key}: got {_short(value)}, but a text is needed")
+        raise _RowError(f"{key}: got {_short(value)}, but a text is needed")
     if not value:
-        raise _BadRow(f"{key}: got '', but a text is needed{hint}")
+        raise _RowError(f"{key}: got '', but a text is needed{hint}")
     return value
 
 
 def _turns(messages: object, where: str, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     """Return one sample per supervised assistant turn: in one sample, earlier turns would see later text."""
     if not tokenizer.chat_template:
-        raise _BadRow('messages: the anchor has no chat template; give {"prompt", "completion"} rows')
+        raise _RowError('messages: the anchor has no chat template; give {"prompt", "completion"} rows')
     if not isinstance(messages, Sequence) or isinstance(messages, str):
-        raise _BadRow(f"messages: got {_short(messages)}, but a list is needed")
+        raise _RowError(f"messages: got {_short(messages)}, but a list is needed")
     for index, message in enumerate(messages):
         role = message.get("role") if isinstance(message, Mapping) else message
         if role not in _ROLES:
-            raise _BadRow(f"messages[{index}].role: got {_short(role)}, but allowed are {', '.join(_ROLES)}")
+            raise _RowError(f"messages[{index}].role: got {_short(role)}, but allowed are {', '.join(_ROLES)}")
         if not isinstance(message.get("content"), str):
             got = _short(message.get("content"))
-            raise _BadRow(f"messages[{index}].content: got {got}, but a text is needed")
+            raise _RowError(f"messages[{index}].content: got {got}, but a text is needed")
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1) != 0]
     if not turns:
-        raise _BadRow("messages: no assistant message to train on")
+        raise _RowError("messages: no assistant message to train on")
     return [_turn(messages, turn, where, tokenizer) for turn in turns]
 
 
 def _turn(messages: Sequence[Any], turn: int, where: str, tokenizer: PreTrainedTokenizerBase) -> Example:
     if turn == 0:
-        raise _BadRow('messages[0]: an assistant message has no prompt before it; a row without a prompt is {"text"}')
+        raise _RowError('messages[0]: an assistant message has no prompt before it; a row without a prompt is {"text"}')
     content = messages[turn]["content"]
     if not content:
-        raise _BadRow(f"messages[{turn}].content: got '', but a text is needed")
+        raise _RowError(f"messages[{turn}].content: got '', but a text is needed")
     plain = [{"role": message["role"], "content": message["content"]} for message in messages[: turn + 1]]
     prompt = _render(tokenizer, plain[:-1], add_generation_prompt=True)
     whole = _render(tokenizer, plain, add_generation_prompt=False)
@@ -175,7 +175,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], 
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:
-        raise _BadRow(f"messages: the anchor's chat template refuses them: {error}") from None
+        raise _RowError(f"messages: the anchor's chat template refuses them: {error}") from None
     assert isinstance(text, str)
     return text
 

@@ -125,13 +125,13 @@ def train_step(
     loss = 0.0
     for index, piece in enumerate(pieces):
         last = index == len(pieces) - 1
-        with contextlib.nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():
+        with contextlib.nullcontext() if last else _no_sync(model):
             share = run(model, piece, device=device, precision=precision, num_items_in_batch=count)
             value = share.item()
             if not math.isfinite(value):
                 optimizer.zero_grad(set_to_none=True)
                 raise NonFiniteError("loss", [index])
-            share.backward()  # type: ignore[no-untyped-call]
+            share.backward()
         loss += value
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     limit = math.inf if max_grad_norm is None else max_grad_norm
@@ -149,6 +149,12 @@ def train_step(
         num_tokens=sum(int(piece["attention_mask"].sum()) for piece in pieces),
         num_positions=sum(piece["attention_mask"].numel() for piece in pieces),
     )
+
+
+def _no_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Keep DistributedDataParallel from exchanging gradients before the last piece."""
+    context: contextlib.AbstractContextManager[None] = getattr(model, "no_sync", contextlib.nullcontext)()
+    return context
 
 
 def run(

@@ -1,0 +1,138 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere, on stderr."""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from calm_graph.train.evaluation import Evaluation
+
+Show = Literal["auto", "plain", "none"]
+
+
+class Reporter(Protocol):
+    """Hears of every step."""
+
+    def step(self, step: int, record: dict[str, float]) -> None:
+        """A step is done."""
+
+    def evaluation(self, step: int, result: Evaluation, *, best: bool) -> None:
+        """An evaluation is done."""
+
+    def say(self, message: str) -> None:
+        """Something a person should know."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+def make_reporter(show: Show, *, first_step: int, max_steps: int, log_every_steps: int) -> Reporter:
+    """Return a bar when stderr is a terminal and `show` is `auto`, plain lines for the others, or silence."""
+    if show == "none":
+        return Silent()
+    if show == "auto" and sys.stderr.isatty():
+        return Bar(first_step=first_step, max_steps=max_steps)
+    return Lines(max_steps=max_steps, log_every_steps=log_every_steps)
+
+
+class Silent:
+    """Says nothing."""
+
+    def step(self, step: int, record: dict[str, float]) -> None:
+        """Do nothing."""
+
+    def evaluation(self, step: int, result: Evaluation, *, best: bool) -> None:
+        """Do nothing."""
+
+    def say(self, message: str) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Lines:
+    """One line every few steps, for logs.
+
+    Args:
+        max_steps: Of the run.
+        log_every_steps: Steps between two lines.
+    """
+
+    def __init__(self, *, max_steps: int, log_every_steps: int) -> None:
+        self.max_steps = max_steps
+        self.log_every_steps = log_every_steps
+
+    def step(self, step: int, record: dict[str, float]) -> None:
+        """Write a line when it is time."""
+        if step % self.log_every_steps == 0 or step == self.max_steps:
+            self.say(
+                f"step {step}/{self.max_steps}  loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}  "
+                f"{record['tokens_per_s']:,.0f} tokens/s"
+            )
+
+    def evaluation(self, step: int, result: Evaluation, *, best: bool) -> None:
+        """Write a line."""
+        self.say(f"step {step}/{self.max_steps}  {_evaluated(result)}{'  (best)' if best else ''}")
+
+    def say(self, message: str) -> None:
+        """Write a line."""
+        print(message, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Bar:
+    """A progress bar with loss, tokens per second and the last evaluation.
+
+    Args:
+        first_step: Steps already done by the run that is resumed.
+        max_steps: Of the run.
+    """
+
+    def __init__(self, *, first_step: int, max_steps: int) -> None:
+        self._progress = Progress(
+            TextColumn("train"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[evaluated]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task: TaskID = self._progress.add_task(
+            "train", total=max_steps, completed=first_step, loss="", speed="", evaluated=""
+        )
+        self._progress.start()
+
+    def step(self, step: int, record: dict[str, float]) -> None:
+        """Move the bar."""
+        self._progress.update(
+            self._task,
+            completed=step,
+            loss=f"loss {record['loss']:.4f}",
+            speed=f"{record['tokens_per_s']:,.0f} tokens/s",
+        )
+
+    def evaluation(self, step: int, result: Evaluation, *, best: bool) -> None:
+        """Show the result beside the bar, and above it when it is the best."""
+        self._progress.update(self._task, evaluated=_evaluated(result))
+        if best:
+            self.say(f"step {step}: {_evaluated(result)} (best)")
+
+    def say(self, message: str) -> None:
+        """Write a line above the bar."""
+        self._progress.console.print(message, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._progress.stop()
+
+
+def _evaluated(result: Evaluation) -> str:
+    return f"eval loss {result.loss:.4f}  {result.bits_per_byte:.4f} bits/byte"
