@@ -1,0 +1,124 @@
+"""Reading a composition from a file: Python, JSON, YAML, or the folder of a trained checkpoint."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from calm_graph.declare.base import problems_of
+from calm_graph.declare.composition import Composition
+from calm_graph.errors import DeclarationError, Problem
+
+CHECKPOINT_FILE = "composition.json"
+"""The file of a checkpoint's folder that holds its declaration, under the key `composition`."""
+
+
+def load_composition(path: str | Path) -> Composition:
+    """Read a composition.
+
+    Args:
+        path: A `.py` file with a module-level `composition` (or a single Composition under any name), a `.json` or
+            `.yaml` file with its fields, or the folder (or the composition.json) of a checkpoint. A Python file is run.
+
+    Returns:
+        The composition; its names and layers are not checked yet (`make_plan` does).
+
+    Raises:
+        DeclarationError: There is no such file, it cannot be read, or it declares no valid composition.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / CHECKPOINT_FILE).is_file():
+            raise DeclarationError(
+                [_problem(f"is a folder without {CHECKPOINT_FILE}, so no checkpoint; name a file")], where=str(path)
+            )
+        path = path / CHECKPOINT_FILE
+    if not path.is_file():
+        raise DeclarationError([_problem("no such file")], where=str(path))
+    if path.suffix == ".py":
+        return _from_python(path)
+    if path.suffix not in (".json", ".yaml", ".yml"):
+        raise DeclarationError(
+            [_problem(f"got a {path.suffix or 'nameless'} file, but .py, .json, .yaml or a checkpoint is needed")],
+            where=str(path),
+        )
+    data = _from_json(path) if path.suffix == ".json" else _from_yaml(path)
+    if isinstance(data, dict) and isinstance(data.get("composition"), dict):
+        data = data["composition"]
+    return Composition.parse(data, where=str(path))
+
+
+def _from_python(path: Path) -> Composition:
+    # The file's own folder is importable while it runs, as `python file.py` would have it.
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        names = runpy.run_path(str(path), run_name="calm_graph_composition")
+    except ValidationError as error:
+        root = error.title[:1].lower() + error.title[1:]
+        problems = problems_of(error, root=f"line {_line(error, path)}, {root}")
+        raise DeclarationError(problems, where=str(path)) from error
+    except SyntaxError as error:
+        raise DeclarationError([_problem(f"line {error.lineno}: {error.msg}")], where=str(path)) from error
+    except Exception as error:  # whatever the user's file raises is told as the file's fault
+        raise DeclarationError(
+            [_problem(f"line {_line(error, path)} raised {type(error).__name__}: {error}")], where=str(path)
+        ) from error
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    chosen = names.get("composition")
+    if isinstance(chosen, Composition):
+        return chosen
+    if chosen is not None:
+        raise DeclarationError(
+            [_problem(f"`composition` is a {type(chosen).__name__}, but a Composition is needed")],
+            where=str(path),
+        )
+    found = {name: value for name, value in names.items() if isinstance(value, Composition)}
+    if not found:
+        raise DeclarationError(
+            [_problem("declares no Composition; write `composition = Composition(...)` at its top level")],
+            where=str(path),
+        )
+    if len({id(value) for value in found.values()}) > 1:
+        raise DeclarationError(
+            [_problem(f"declares several: {', '.join(found)}; name the one that is meant `composition`")],
+            where=str(path),
+        )
+    return next(iter(found.values()))
+
+
+def _line(error: Exception, path: Path) -> int | str:
+    """Return the line of the user's file that was running when the error came."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
+    return lines[-1] if lines and lines[-1] is not None else "?"
+
+
+def _from_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise DeclarationError([_problem(f"not readable as JSON: {error}")], where=str(path)) from error
+
+
+def _from_yaml(path: Path) -> Any:
+    try:
+        import yaml  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise DeclarationError(
+            [_problem("reading YAML needs PyYAML: pip install pyyaml; or write JSON")], where=str(path)
+        ) from error
+    try:
+        return yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DeclarationError([_problem(f"not readable as YAML: {error}")], where=str(path)) from error
+
+
+def _problem(message: str) -> Problem:
+    return Problem("composition", message)

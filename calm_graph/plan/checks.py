@@ -1,0 +1,137 @@
+"""What can be wrong with a declared model, checked against its card."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+
+from calm_graph.declare.composition import Augmenter, Composition
+from calm_graph.errors import Problem
+from registry import ModelCard, Registry
+from registry.errors import RegistryError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_FIELD = re.compile(r"\{\w*\}")
+
+
+def look_up(name: str, registry: Registry, path: str) -> tuple[ModelCard | None, tuple[Problem, ...]]:
+    """Return the card of this name with its facts, or why there is none."""
+    try:
+        return registry.get(name), ()
+    except RegistryError as error:
+        return None, (Problem(path, str(error)),)
+
+
+def check_name(composition: Composition, path: str) -> tuple[Problem, ...]:
+    """Return what is wrong with the composition's own name; it becomes part of parameter, file and model names."""
+    if _NAME.fullmatch(composition.name):
+        return ()
+    allowed = "a name is letters, digits, '.', '_' and '-', beginning with a letter or digit"
+    return (Problem(f"{path}.name", f"got {composition.name!r}, but {allowed}"),)
+
+
+def check_facts(card: ModelCard, facts: tuple[str, ...], path: str) -> tuple[Problem, ...]:
+    """Return a problem that names the facts which the plan needs and the card does not give."""
+    missing = [fact for fact in facts if getattr(card, fact) is None]
+    if not missing:
+        return ()
+    given = ", ".join(f"{fact}=..." for fact in missing)
+    message = (
+        f"the card of {card.name!r} does not say its {' and '.join(missing)}, and its files ({card.source}) are not "
+        f"here to be read; write {given} on the card, or fetch the model"
+    )
+    return (Problem(path, message),)
+
+
+def check_anchor(card: ModelCard, path: str) -> tuple[Problem, ...]:
+    """Return why this model cannot be an anchor."""
+    who = f"got {card.name!r}, which"
+    if card.architecture == "calm_graph":
+        advice = "name its own anchor and augmenters here, or read it as an augmenter of another anchor"
+        return (Problem(path, f"{who} is a trained composition; {advice}"),)
+    if card.modality != "text":
+        return (Problem(path, f"{who} reads {card.modality}, but an anchor is a causal language model of text"),)
+    if card.causal is False:
+        advice = "its positions see later text; use it as an augmenter with reading='prompt'"
+        return (Problem(path, f"{who} is not causal, but an anchor is a causal language model; {advice}"),)
+    problems = check_facts(card, ("num_layers", "hidden_size", "causal"), path)
+    if card.runtime != "torch":
+        message = f"{who} runs in {card.runtime}, but an anchor runs in torch: attachments are trained through it"
+        problems += (Problem(path, message),)
+    return problems
+
+
+def check_augmenter(augmenter: Augmenter, card: ModelCard | None, path: str) -> tuple[Problem, ...]:
+    """Return what is wrong with an augmenter apart from its layers.
+
+    Args:
+        augmenter: What was declared.
+        card: The model whose states are read; None when it is unknown, which is reported elsewhere.
+        path: Where it was declared: `composition.augmenters[0]`.
+    """
+    problems = [*_check_template(augmenter.prompt_template, f"{path}.prompt_template")]
+    if not math.isfinite(augmenter.scale):
+        problems.append(Problem(f"{path}.scale", f"got {augmenter.scale}, but a finite number is needed; 0 is off"))
+    if card is None:
+        return tuple(problems)
+    problems += check_facts(card, ("num_layers", "hidden_size"), f"{path}.name")
+    if card.modality != "text":
+        problems += _check_other_modality(augmenter, card, path)
+    elif card.causal is False:
+        problems += _check_bidirectional(augmenter, path)
+    elif card.causal is None and (augmenter.reading == "stream" or augmenter.prompt_visibility == "causal"):
+        problems += check_facts(card, ("causal",), f"{path}.name")
+    return tuple(problems)
+
+
+def _check_template(template: str | None, path: str) -> tuple[Problem, ...]:
+    if template is None:
+        return ()
+    fields = _FIELD.findall(template)
+    count = fields.count("{prompt}")
+    problems = []
+    for field in sorted({field for field in fields if field != "{prompt}"}):
+        near = "; did you mean {prompt}?" if difflib.get_close_matches(field, ["{prompt}"]) else ""
+        problems.append(Problem(path, f"got {field} in {template!r}, but {{prompt}} is the only field{near}"))
+    if count > 1 or not (count or problems):
+        advice = "write {prompt} once, where the text of the request goes"
+        problems.append(Problem(path, f"got {template!r}, which has {{prompt}} {count} times; {advice}"))
+    return tuple(problems)
+
+
+def _check_other_modality(augmenter: Augmenter, card: ModelCard, path: str) -> list[Problem]:
+    """An encoder of images or features has inputs of its own, given once; it has no text to follow or to align."""
+    what = f"but {augmenter.key!r} reads {card.modality}, not text"
+    wrong = {
+        "reading": (augmenter.reading == "stream", f"got 'stream', {what}; use reading='prompt'"),
+        "prompt_visibility": (augmenter.prompt_visibility == "causal", f"got 'causal', {what}; use 'full'"),
+        "prompt_template": (augmenter.prompt_template is not None, f"is given, {what}; leave it out"),
+        "positions": (augmenter.positions == "rotary", f"got 'rotary', {what}; use 'none'"),
+    }
+    return [Problem(f"{path}.{name}", message) for name, (is_wrong, message) in wrong.items() if is_wrong]
+
+
+def _check_bidirectional(augmenter: Augmenter, path: str) -> list[Problem]:
+    what = f"but {augmenter.key!r} is not causal: each of its states depends on all of its text"
+    problems = []
+    if augmenter.reading == "stream":
+        problems.append(Problem(f"{path}.reading", f"got 'stream', {what}; use reading='prompt'"))
+    if augmenter.prompt_visibility == "causal":
+        problems.append(Problem(f"{path}.prompt_visibility", f"got 'causal', {what}; use 'full'"))
+    return problems
+
+
+def check_heads(num_heads: int, width: int, anchor: str, positions: str, path: str) -> tuple[Problem, ...]:
+    """Return why an attachment cannot have this many heads."""
+    if num_heads < 1:
+        return (Problem(path, f"got {num_heads}, but an attachment has 1 head or more"),)
+    if width % num_heads:
+        divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
+        fits = sorted(sorted(divisors, key=lambda heads: abs(heads - num_heads))[:3])
+        reason = f"got {num_heads}, which does not divide the width {width} of {anchor!r}"
+        return (Problem(path, f"{reason}; {', '.join(map(str, fits))} do"),)
+    if positions == "rotary" and (width // num_heads) % 2:
+        head_dim = width // num_heads
+        return (Problem(path, f"got {num_heads}: heads of width {head_dim}, but rotary positions need an even width"),)
+    return ()
