@@ -67,7 +67,7 @@ def load_tokenizer(card: ModelCard) -> PreTrainedTokenizerBase:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 **_where(path), trust_remote_code=card.trust_remote_code
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # the tokenizers package raises nothing more precise
             raise WeightsError(f"card {card.name!r}: no usable tokenizer in {path}: {error}") from error
     return tokenizer
 
@@ -234,7 +234,8 @@ def _download(card: ModelCard) -> Path:
         raise WeightsError(
             f"card {card.name!r}: {card.location} is not on this machine and could not be downloaded "
             f"({type(error).__name__}: {error}). Put its folder at {mirror_folder(card.name)} "
-            "(set CALM_GRAPH_MODELS to move that), or check the network; some models need their licence accepted and `hf auth login`"
+            "(set CALM_GRAPH_MODELS to move that), or check the network; some models need their licence accepted "
+            "and `hf auth login`"
         ) from error
 
 
