@@ -36,23 +36,20 @@ def plan_edge(
         problems += _check_range(place.anchor_layer, anchor.num_layers, f"anchor {anchor.name!r}", place.anchor_path)
     problems += _check_duplicates(found)
     if anchor.hidden_size is not None:
-        for where, num_heads in _declared_heads(augmenter, found, anchor, path).items():
-            problems += check_heads(num_heads, anchor.hidden_size, anchor.name, augmenter.positions, where)
+        for where, heads in _declared_heads(augmenter, found, anchor, path).items():
+            problems += check_heads(heads, anchor.hidden_size, anchor.name, augmenter.positions, where)
     if problems or source is None or source.hidden_size is None or anchor.hidden_size is None:
         return None, problems
+    read, added = module_key(source_run), module_key(target_run)
     attachments = []
     for place in found:
         own_heads = augmenter.num_heads if place.num_heads is None else place.num_heads
         num_heads = anchor.num_heads if own_heads is None else own_heads
         if place.augmenter_layer is None or place.anchor_layer is None or num_heads is None:
             return None, problems
-        read, added = (
-            f"{module_key(source_run)}@{place.augmenter_layer}",
-            f"{module_key(target_run)}@{place.anchor_layer}",
-        )
         attachments.append(
             PlannedAttachment(
-                key=f"{read}_to_{added}",
+                key=f"{read}@{place.augmenter_layer}_to_{added}@{place.anchor_layer}",
                 source=source_run,
                 target=target_run,
                 augmenter_layer=place.augmenter_layer,
