@@ -303,8 +303,9 @@ def blocks(model: nn.Module) -> nn.ModuleList:
 def _lists_of_length(base: nn.Module, length: int | None) -> dict[str, nn.ModuleList]:
     from torch import nn
 
-    return {
-        path: module
-        for path, module in base.named_modules()
-        if isinstance(module, nn.ModuleList) and length is not None and len(module) == length
-    }
+    found: dict[str, nn.ModuleList] = {}
+    for path, module in base.named_modules():
+        inside_another = any(path.startswith(f"{other}.") for other in found)
+        if isinstance(module, nn.ModuleList) and len(module) == length and not inside_another:
+            found[path] = module
+    return found

@@ -83,7 +83,7 @@ def read_facts(card: ModelCard) -> dict[str, Any]:
     if path is None:
         return {}
     facts = layouts.facts(read_config(path))
-    if path.is_dir():
+    if path.is_dir() and facts["architecture"] != layouts.COMPOSITION:  # whose file holds the attachments only
         facts["num_parameters"] = count_parameters(path)
     return facts
 

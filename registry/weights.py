@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _DOWNLOAD = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
 _UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+# What transformers lets out when files are damaged, foreign, or need a package that is not installed.
+_LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, struct.error)
 _COMPARED = tuple(fact for fact in FACTS if fact != "num_parameters")  # a config does not say how many
 
 
@@ -150,7 +153,7 @@ def _load_config(card: ModelCard, path: Path) -> PreTrainedConfig:
             config: PreTrainedConfig = AutoConfig.from_pretrained(
                 **_where(path), trust_remote_code=card.trust_remote_code
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except _LOAD_ERRORS as error:
             raise WeightsError(f"card {card.name!r}: transformers cannot use the config in {path}: {error}") from error
     check_facts(card, config.to_dict())
     return config
@@ -187,7 +190,7 @@ def _load(
                 output_loading_info=True,
                 **arguments,
             )
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        except _LOAD_ERRORS as error:
             raise WeightsError(f"card {card.name!r}: cannot load {path}: {error}") from error
     optional = layout.optional_tensors if layout else ()
     missing = sorted(name for name in report["missing_keys"] if not name.endswith(optional or ("\0",)))
@@ -246,11 +249,11 @@ def _quiet() -> Iterator[None]:
 
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()

@@ -23,8 +23,8 @@ def _measured(name: str) -> str:
     file = EMBEDDED / name / "accuracy.json"
     if not file.is_file():
         return ""
-    figures = json.loads(file.read_text("utf-8"))
-    quoted = [f"{key} {value:.1%}" for key, value in figures.items() if isinstance(value, float) and 0 <= value <= 1]
+    scores = json.loads(file.read_text("utf-8")).get("accuracy", {})
+    quoted = [f"{task.replace('_', ' ')} {score:.1%}" for task, score in scores.items() if isinstance(score, float)]
     return f" Measured accuracy: {', '.join(quoted)}." if quoted else ""
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from registry import ModelCard, Registry, registry
 from registry.errors import CardError, RegistryError, UnknownModelError
@@ -90,6 +92,15 @@ def test_facts_of_hub_cards_come_from_a_mirror_or_the_hub_cache(tmp_path: Path) 
     (repository / "refs").mkdir()
     (repository / "refs" / "v2").write_text("abc")
     assert mine.get("y").architecture == "opt"
+
+
+def test_a_saved_composition_is_described_by_its_anchor(tmp_path: Path) -> None:
+    anchor = pico.make_config("llama").to_dict()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "calm_graph", "anchor_config": anchor}))
+    save_file({"attachment": torch.zeros(3)}, tmp_path / "composition.safetensors")
+    card = Registry([ModelCard(name="x", source=f"folder:{tmp_path}")]).get("x")
+    assert (card.architecture, card.num_layers, card.hidden_size, card.causal) == ("calm_graph", 4, 16, True)
+    assert card.num_parameters is None
 
 
 def test_a_rewritten_config_is_read_again(tmp_path: Path) -> None:
