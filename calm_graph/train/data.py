@@ -13,6 +13,7 @@ from torch import Tensor
 
 from calm_graph.declare.settings import LongRows
 from calm_graph.errors import InputError
+from calm_graph.model.prompts import start_ids
 from calm_graph.train.rows import Example, Rows, read_examples
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _cut(sample: Sample, length: int) -> Sample:
 
 
 def _tokenise(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Sample]:
-    start = _start_ids(tokenizer)
+    start = start_ids(tokenizer)
     for first in range(0, len(examples), _TOKENISED_AT_ONCE):
         chunk = examples[first : first + _TOKENISED_AT_ONCE]
         prompts = tokenizer([example.prompt for example in chunk], add_special_tokens=False)["input_ids"]
@@ -174,14 +175,6 @@ def _tokenise(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -
                 completion_bytes=len(example.completion.encode()),
                 where=example.where,
             )
-
-
-def _start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the special tokens before a text; those after it would end the prompt before its completion."""
-    ids = list(tokenizer("", add_special_tokens=True)["input_ids"])
-    if ids and ids[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
-        ids.pop()
-    return ids
 
 
 def collate(samples: Sequence[Sample], *, pad_token_id: int) -> Batch:

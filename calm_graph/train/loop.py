@@ -222,7 +222,7 @@ class Loop:
         state = self._state
         if state.best_step is None:
             self.model.save_pretrained(self.folder.path)
-        self.model.eval()
+        self.model.eval()  # type: ignore[no-untyped-call]
         records = read_metrics(self.folder.metrics_file)
         plot_loss(records, self.folder.plot_file)
         result = TrainResult(self.folder.path, _summary(records, state), state.step, stopped)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calm_graph.errors import InputError
+from calm_graph.model.prompts import messages_text, render_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,7 +43,7 @@ class Example:
     where: str
 
 
-class _RowError(Exception):
+class _RowError(InputError):
     """What is wrong with one row; the place is added by whoever knows it."""
 
 
@@ -68,7 +69,7 @@ def read_examples(data: Rows, tokenizer: PreTrainedTokenizerBase) -> list[Exampl
     for where, row in _read(data):
         try:
             examples.extend(_examples(row, where, tokenizer))
-        except _RowError as error:
+        except InputError as error:
             problems.append(f"{where}: {error}")
     name = data if isinstance(data, str | Path) else "data"
     if problems:
@@ -154,30 +155,19 @@ def _turn(messages: Sequence[Any], turn: int, where: str, tokenizer: PreTrainedT
     content = messages[turn]["content"]
     if not content:
         raise _RowError(f"messages[{turn}].content: got '', but a text is needed")
-    plain = [{"role": message["role"], "content": message["content"]} for message in messages[: turn + 1]]
-    prompt = _render(tokenizer, plain[:-1], add_generation_prompt=True)
-    whole = _render(tokenizer, plain, add_generation_prompt=False)
+    before = messages[:turn]
+    prompt = render_chat(tokenizer, before)
+    whole = render_chat(tokenizer, messages[: turn + 1], add_generation_prompt=False)
     # Templates that rewrite earlier turns do not continue their own prompt; such a turn is closed by the end token.
     answer = whole.removeprefix(prompt).rstrip() if whole.startswith(prompt) else content
     return Example(
         prompt=prompt,
         completion=answer,
-        prompt_text="\n".join(message["content"] for message in plain[:-1]),
+        prompt_text=messages_text(before),
         rendered=True,
         closed=not answer.endswith(content.rstrip()),
         where=where,
     )
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except TemplateError as error:
-        raise _RowError(f"messages: the anchor's chat template refuses them: {error}") from None
-    assert isinstance(text, str)
-    return text
 
 
 def _short(value: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,6 +16,7 @@ from calm_graph.train.folder import RunFolder
 from calm_graph.train.loop import Loop, TrainResult
 from calm_graph.train.progress import Show
 from calm_graph.train.rows import Rows
+from registry import Registry
 
 
 def train(
@@ -28,6 +28,7 @@ def train(
     out: str | Path | None = None,
     settings: TrainSettings | None = None,
     resume: bool = False,
+    registry: Registry | None = None,
     show: Show = "auto",
 ) -> TrainResult:
     """Train the attachments of a composition; the frozen models stay as they are.
@@ -39,6 +40,7 @@ def train(
         out: The folder of the run; None is `runs/NAME`, after the composition.
         settings: None takes every default.
         resume: Go on from the last state in `out`; without one, begin.
+        registry: Where the composition's names are looked up; None is the default registry.
         show: Progress as a bar on a terminal and lines elsewhere (`auto`), as lines (`plain`), or not at all (`none`).
 
     Returns:
@@ -55,17 +57,15 @@ def train(
         raise TrainingError(f"patience is {settings.patience}, but without eval_data nothing is evaluated")
     folder = RunFolder(Path(out) if out is not None else Path("runs") / _name_of(composition_or_model))
     state = folder.open(settings, resume=resume)
-    torch.manual_seed(settings.seed)
     model = composition_or_model
     if isinstance(model, Composition):
-        model = build_model(model)
+        model = build_model(model, registry=registry, seed=settings.seed)
     limit = _max_length(model, settings)
     dataset = load_dataset(data, model.tokenizer, max_length=limit, long_rows=settings.long_rows)
     held_out: Dataset | None = None
     if eval_data is not None:
         held_out = load_dataset(eval_data, model.tokenizer, max_length=limit, long_rows=settings.long_rows)
     model.to(_device(settings.device))  # type: ignore[arg-type]
-    # Seeded again, so that a model built by the caller trains as one that is built here.
     torch.manual_seed(settings.seed)
     return Loop(model, dataset, held_out, folder, settings, show).run(state)
 
@@ -73,8 +73,7 @@ def train(
 def _name_of(composition_or_model: Composition | ComposedModel) -> str:
     if isinstance(composition_or_model, Composition):
         return composition_or_model.name
-    declared: dict[str, Any] = composition_or_model.config.composition or {}
-    return str(declared.get("name", "composition"))
+    return composition_or_model.plan.composition.name
 
 
 def _max_length(model: ComposedModel, settings: TrainSettings) -> int | None:

@@ -1,0 +1,140 @@
+"""`calm-graph generate`: continue one prompt, streaming."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from calm_graph.errors import InputError
+
+if TYPE_CHECKING:
+    from calm_graph.generate.stream import Sampling
+    from calm_graph.model.composed import ComposedModel
+
+_EPILOG = """\
+examples:
+  calm-graph generate runs/helpdesk "What does a lamp cost?"
+  calm-graph generate runs/helpdesk "What does a lamp cost?" --augmenter acme-prices=0
+  echo "What does a lamp cost?" | calm-graph generate runs/helpdesk - --temperature 0.7 --seed 1 --json
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to argparse's subparsers."""
+    parser = commands.add_parser(
+        "generate",
+        help="continue a prompt with a trained composition",
+        description="Continue a prompt; the text is written as it is made.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder that `train` wrote, or a hub id")
+    parser.add_argument("prompt", metavar="PROMPT", help="the prompt; - reads it from standard input")
+    add_sampling(parser, temperature=0.0)
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead of streaming")
+    parser.set_defaults(run=run)
+
+
+def add_sampling(parser: argparse.ArgumentParser, *, temperature: float) -> None:
+    """Add the options of generation that `generate` and `chat` share.
+
+    Args:
+        parser: Of the command.
+        temperature: Its default.
+    """
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
+    parser.add_argument(
+        "--temperature", type=float, default=temperature, help=f"0 takes the likeliest token; default: {temperature:g}"
+    )
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest tokens only; default: 1")
+    parser.add_argument("--seed", type=int, help="makes sampling repeatable")
+    parser.add_argument(
+        "--augmenter",
+        dest="scales",
+        action="append",
+        default=[],
+        metavar="NAME=SCALE",
+        help="scale what an augmenter contributes; 0 switches it off",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the continuation.
+
+    Args:
+        options: What `add_parser` asked for.
+
+    Returns:
+        The exit code: 0, or 130 after Ctrl-C.
+    """
+    scales = read_scales(options.scales)
+    sampling = read_sampling(options)
+    prompt = sys.stdin.read().removesuffix("\n") if options.prompt == "-" else options.prompt
+    model = load_model(options.checkpoint)
+    from calm_graph.generate.stream import stream_text
+
+    with model.augmenters(scales):
+        answer = stream_text(model, prompt, sampling=sampling, on_text=None if options.json else write)
+    if options.json:
+        facts: dict[str, object] = {
+            "text": answer.text,
+            "stopped": answer.stopped,
+            "num_prompt_tokens": answer.num_prompt_tokens,
+            "num_new_tokens": answer.num_new_tokens,
+            "seconds": round(answer.seconds, 3),
+            "augmenters": scales,
+        }
+        print(json.dumps(facts, ensure_ascii=False))
+    else:
+        write("\n")
+    return 130 if answer.stopped == "interrupted" else 0
+
+
+def read_sampling(options: argparse.Namespace) -> Sampling:
+    """Return how tokens are chosen."""
+    from calm_graph.generate.stream import Sampling
+
+    return Sampling(options.max_new_tokens, options.temperature, options.top_p, options.seed)
+
+
+def read_scales(given: Sequence[str]) -> dict[str, float]:
+    """Read `NAME=SCALE`.
+
+    Args:
+        given: As on the command line.
+
+    Returns:
+        Augmenter name -> factor.
+
+    Raises:
+        InputError: One is not of this form.
+    """
+    scales: dict[str, float] = {}
+    for text in given:
+        name, equals, value = text.rpartition("=")
+        try:
+            scales[name] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise InputError(f"augmenter: got {text!r}, but NAME=SCALE is needed, such as acme-prices=0.5")
+    return scales
+
+
+def load_model(checkpoint: str) -> ComposedModel:
+    """Load a checkpoint, without the progress bars of its parts."""
+    from transformers.utils import logging
+
+    from calm_graph.model.composed import ComposedModel
+
+    logging.disable_progress_bar()
+    return ComposedModel.from_pretrained(checkpoint)
+
+
+def write(text: str) -> None:
+    """Write a piece of an answer so that it is seen at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()

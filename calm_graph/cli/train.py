@@ -1,0 +1,116 @@
+"""`calm-graph train`: train the attachments of a declared composition."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from calm_graph.declare.files import load_composition
+from calm_graph.declare.settings import TrainSettings
+from calm_graph.errors import InputError
+
+_EPILOG = """\
+A row of the data is {"prompt", "completion"}, {"messages"} or {"text"}, one JSON object per line.
+The folder OUT then loads with AutoModelForCausalLM.from_pretrained(OUT) after `import calm_graph`.
+
+examples:
+  calm-graph train helpdesk.py --data train.jsonl --eval dev.jsonl --out runs/helpdesk
+  calm-graph train helpdesk.py --data train.jsonl --out runs/helpdesk --resume
+  calm-graph train helpdesk.py --data train.jsonl --max-steps 2000 --set patience=3 --set precision=bf16
+"""
+_FLAGS = ("max_steps", "batch_size", "learning_rate", "seed", "max_length", "device")
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to argparse's subparsers."""
+    parser = commands.add_parser(
+        "train",
+        help="train the attachments of a composition",
+        description="Train the attachments of a composition; the frozen models stay as they are.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", metavar="FILE", help="the composition: a Python or JSON file")
+    parser.add_argument("--data", required=True, metavar="JSONL", help="rows to train on")
+    parser.add_argument("--eval", dest="eval_data", metavar="JSONL", help="held-out rows; the best evaluation is kept")
+    parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/NAME)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last state in OUT")
+    for name in _FLAGS:
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=f"default: {_default(name)}")
+    names = ", ".join(name for name in TrainSettings.model_fields if name not in _FLAGS)
+    parser.add_argument(
+        "--set", dest="changes", action="append", default=[], metavar="NAME=VALUE", help=f"any other setting: {names}"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, and print where the checkpoint is.
+
+    Args:
+        options: What `add_parser` asked for.
+
+    Returns:
+        The exit code: 0, or 130 after Ctrl-C.
+    """
+    settings = read_settings(options)
+    composition = load_composition(options.file)
+    from calm_graph.train import TrainingInterrupted, train
+
+    try:
+        result = train(
+            composition,
+            data=options.data,
+            eval_data=options.eval_data,
+            out=options.out,
+            settings=settings,
+            resume=options.resume,
+        )
+    except TrainingInterrupted as error:
+        print(error, file=sys.stderr)
+        return 130
+    if options.json:
+        facts = {"checkpoint": str(result.checkpoint), "stopped": result.stopped, "steps": result.steps}
+        print(json.dumps({**facts, "metrics": result.metrics}))
+    else:
+        measured = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+        print(f"{result.checkpoint}: {result.stopped} after {result.steps} steps  {measured}")
+    return 0
+
+
+def read_settings(options: argparse.Namespace) -> TrainSettings:
+    """Return the settings of the command line.
+
+    Args:
+        options: What `add_parser` asked for.
+
+    Returns:
+        Defaults, changed by the flags and by each `--set`.
+
+    Raises:
+        InputError: A `--set` is not `NAME=VALUE`.
+        DeclarationError: A setting is unknown or out of range.
+    """
+    changes: dict[str, object] = {name: getattr(options, name) for name in _FLAGS if getattr(options, name) is not None}
+    for change in options.changes:
+        name, equals, value = change.partition("=")
+        if not equals:
+            raise InputError(f"--set: got {change!r}, but NAME=VALUE is needed, such as patience=3")
+        changes[name.strip().replace("-", "_")] = _value(value)
+    return TrainSettings.parse(changes, where="command line")
+
+
+def _value(text: str) -> object:
+    """Read JSON (numbers, lists, null), else take the text as it is."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _default(name: str) -> str:
+    value = TrainSettings.model_fields[name].default
+    return "the anchor's context" if value is None else str(value)

@@ -1,0 +1,1 @@
+"""Text from a composed model, as it is made."""
