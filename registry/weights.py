@@ -197,8 +197,18 @@ def _load(
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise WeightsError(f"card {card.name!r}: {path} lacks {len(missing)} tensors of {config.model_type}: {shown}")
+    if path.is_file():
+        _forget_quantization(model)
     frozen: PreTrainedModel = model.requires_grad_(False).eval()
     return frozen
+
+
+def _forget_quantization(model: Any) -> None:
+    """Make a model whose weights were dequantized from GGUF the ordinary model that it now is."""
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.quantization_method = None
 
 
 def _where(path: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from registry import ModelCard, layouts, registry, weights
 from registry.errors import FactMismatchError, FingerprintError, WeightsError
 from registry.fingerprint import fingerprint
+from registry.sources import read_facts
 from tests.registry import pico
 from tests.registry.gguf_files import write_gguf
 
@@ -210,8 +211,6 @@ def test_a_gguf_file_gives_the_same_model_and_facts(tmp_path: Path) -> None:
     file = write_gguf(model, tmp_path / "pico.gguf")
     found = card(file)
     facts = layouts.facts(weights.load_config(found).to_dict())
-    from registry.sources import read_facts
-
     read = read_facts(found)
     assert {name: value for name, value in read.items() if name != "num_parameters"} == {
         name: value for name, value in facts.items() if name != "num_parameters"
@@ -224,6 +223,9 @@ def test_a_gguf_file_gives_the_same_model_and_facts(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
         body = weights.load_body(found, 2, dtype=torch.float32)
     assert len(layouts.blocks(body)) == 2
+    assert "quantization_config" not in body.config.to_dict()
+    again = weights.load_body(card(pico.save(body, tmp_path / "saved")))
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), body.parameters(), strict=True))
     assert all(
         torch.equal(a, b) for a, b in zip(body.layers.parameters(), loaded.model.layers[:2].parameters(), strict=True)
     )
