@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from calm_graph.declare.base import problems_of
 from calm_graph.declare.composition import Composition
 from calm_graph.errors import DeclarationError, Problem
+from registry import ModelCard
 
 CHECKPOINT_FILE = "composition.json"
 """The file of a checkpoint's folder that holds its declaration, under the key `composition`."""
@@ -52,6 +53,27 @@ def load_composition(path: str | Path) -> Composition:
     if isinstance(data, dict) and isinstance(data.get("composition"), dict):
         data = data["composition"]
     return Composition.parse(data, where=str(path))
+
+
+def stored_cards(path: str | Path) -> tuple[ModelCard, ...]:
+    """Return the cards that a checkpoint keeps of its frozen models; none when the path is no checkpoint.
+
+    Args:
+        path: A checkpoint's folder or its composition.json, or any other file.
+
+    Raises:
+        DeclarationError: The checkpoint's cards cannot be read.
+    """
+    path = Path(path)
+    file = path / CHECKPOINT_FILE if path.is_dir() else path
+    if file.name != CHECKPOINT_FILE or not file.is_file():
+        return ()
+    data = _from_json(file)
+    models = data.get("models") if isinstance(data, dict) else None
+    try:
+        return tuple(ModelCard.model_validate(card) for card in (models or {}).values())
+    except ValidationError as error:
+        raise DeclarationError(problems_of(error, root="models"), where=str(file)) from error
 
 
 def _from_python(path: Path) -> Composition:

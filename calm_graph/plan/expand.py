@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from calm_graph.declare.composition import Augmenter, Composition, Reading, Runtime
-from calm_graph.declare.files import load_composition
+from calm_graph.declare.files import load_composition, stored_cards
 from calm_graph.errors import DeclarationError, Problem
 from calm_graph.plan.checks import check_anchor, check_augmenter, check_facts, check_name, look_up
 from calm_graph.plan.edges import plan_edge, takes_heads_of_anchor
@@ -29,12 +29,14 @@ class Checkpoint:
         composition: What was trained.
         root: How its declaration is called in paths.
         keys: (path, augmenter layer, anchor layer) of each attachment -> its name in the checkpoint's file.
+        registry: Where its names are looked up: what is known here, else the cards that the checkpoint keeps.
     """
 
     card: str
     composition: Composition
     root: str
     keys: dict[tuple[str, int, int], str]
+    registry: Registry
 
     def trained(self, edge: Edge) -> Edge:
         """Return the edge with its attachments marked as this checkpoint's."""
@@ -123,8 +125,9 @@ class Expansion:
     def _unfold(self, place: Source, composition: Composition, reader: Reader) -> None:
         """Add the composition's anchor as a run, and then everything that it reads."""
         path, target = place.path, self._names[reader]
+        registry = self._registry_for(place.checkpoint)
         self.problems += check_name(composition, path)
-        anchor, problems = look_up(composition.anchor, self.registry, f"{path}.anchor")
+        anchor, problems = look_up(composition.anchor, registry, f"{path}.anchor")
         self.problems += problems
         if anchor is not None:
             self.problems += check_anchor(anchor, f"{path}.anchor")
@@ -163,6 +166,9 @@ class Expansion:
             elif source.card is not None:
                 self.runs[self._names[child]] = Run(source.card, child, is_anchor=False)
 
+    def _registry_for(self, checkpoint: Checkpoint | None) -> Registry:
+        return self.registry if checkpoint is None else checkpoint.registry
+
     def _claim(self, reader: Reader, name: str, parent: Composition) -> bool:
         """Name the reader; return whether it is a new one."""
         if reader in self._names:
@@ -177,18 +183,18 @@ class Expansion:
 
     def _resolve(self, augmenter: Augmenter, checkpoint: Checkpoint | None, at: str) -> Source:
         """Return what the augmenter's name stands for; a composition's own problems are found when it unfolds."""
-        path = f"{at}.name"
+        path, registry = f"{at}.name", self._registry_for(checkpoint)
         if isinstance(augmenter.name, Composition):
-            card, _ = look_up(augmenter.name.anchor, self.registry, path)
+            card, _ = look_up(augmenter.name.anchor, registry, path)
             return Source(card, augmenter.name, checkpoint, path)
-        card, problems = look_up(augmenter.name, self.registry, path)
+        card, problems = look_up(augmenter.name, registry, path)
         self.problems += problems
         if card is None or card.architecture != COMPOSITION:
             return Source(card, None, None, path)
         inner = self._checkpoint(card, path)
         if inner is None:
             return Source(None, None, None, path)
-        card, _ = look_up(inner.composition.anchor, self.registry, path)
+        card, _ = look_up(inner.composition.anchor, inner.registry, path)
         return Source(card, inner.composition, inner, inner.root)
 
     def _checkpoint(self, card: ModelCard, path: str) -> Checkpoint | None:
@@ -209,17 +215,21 @@ class Expansion:
             return None
         root = f"{folder / 'composition.json'}: composition"
         try:
-            composition = load_composition(folder)
+            composition, stored = load_composition(folder), stored_cards(folder)
         except DeclarationError as error:
             self.problems += [Problem(f"{folder}: {problem.path}", problem.message) for problem in error.problems]
             return None
-        alone = Expansion(self.registry, (*self.trail, card.name))
+        registry = Registry(self.registry)
+        for frozen in stored:
+            if frozen.name not in registry:
+                registry.add(frozen)
+        alone = Expansion(registry, (*self.trail, card.name))
         alone.add(composition, root)
         self.problems += alone.problems
         if alone.problems:
             return None
         keys = {_place(found): found.key for edge in alone.edges for found in edge.attachments}
-        return Checkpoint(card.name, composition, root, keys)
+        return Checkpoint(card.name, composition, root, keys, registry)
 
 
 def _reader_of(augmenter: Augmenter, source: Source, parent: Reader) -> Reader:

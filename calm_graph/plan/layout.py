@@ -8,12 +8,16 @@ from calm_graph.plan.parts import Plan, PlannedRun
 
 ANCHOR_WIDTH = 150.0
 COLUMN_WIDTH = 104.0
-GAP = 150.0
-HEADER = 58.0
-SPACE = 34.0
+GAP = 140.0
+HEADER = 56.0
+SPACE = 30.0
 MARGIN = 36.0
 LETTER_WIDTH = 7.4
 """Width of an average bold letter of a header at 13 px; text is not measured, only given room."""
+
+
+HEIGHT_OF_NUMBERS = 10.5
+"""Least height of a layer that its number can be written in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +88,8 @@ def place(plan: Plan) -> Layout:
             stack.sort(key=lambda run: [other.name for other in plan.runs].index(parent[run.name]))
     heights = {key: sum(map(_block_height, stack)) - SPACE for key, stack in stacks.items()}
     anchor = plan.anchor
-    anchor_layer = min(max(max(heights.values()) - HEADER, 300) / anchor.num_layers, 20)
-    anchor_layer = max(anchor_layer, 5)
+    room = max(max(heights.values()) - HEADER, 400)
+    anchor_layer = max(min(room / anchor.num_layers, 22), HEIGHT_OF_NUMBERS)
     height = max(*heights.values(), HEADER + anchor_layer * anchor.num_layers)
     margins = {side: _margin(plan, sides, distance, side) for side in (-1, 1)}
     levels = {side: max((level for own, level in stacks if own == side), default=0) for side in (-1, 1)}
@@ -105,7 +109,7 @@ def place(plan: Plan) -> Layout:
 
 def layer_height(run: PlannedRun) -> float:
     """Return the height of an augmenter's layers: low ones where there are many."""
-    return min(max(230 / run.num_layers, 4.0), 15.0)
+    return min(max(290 / run.num_layers, 4.0), 17.0)
 
 
 def _block_height(run: PlannedRun) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from calm_graph.plan.estimate import estimate
-from calm_graph.plan.layout import Column, Layout, place
+from calm_graph.plan.layout import HEIGHT_OF_NUMBERS, Column, Layout, place
 from calm_graph.plan.parts import Plan, PlannedAttachment, PlannedRun
 from calm_graph.plan.tables import short
 
@@ -55,7 +55,7 @@ def svg(plan: Plan) -> str:
             *_arrows(plan, layout, colours),
             *(line for column in layout.columns.values() for line in _column(column, plan, colours)),
             "</g>",
-            *_legend(plan, height - LEGEND_HEIGHT + 34),
+            *_legend(plan, width, height - LEGEND_HEIGHT + 50),
             "</svg>",
             "",
         ]
@@ -118,7 +118,7 @@ def _column(column: Column, plan: Plan, colours: dict[str, str]) -> list[str]:
         is_tap = layer in run.taps
         paint = f'fill="{colour}"' if is_tap else f'fill="{colour}" fill-opacity="0.16"'
         if layer >= run.num_blocks:
-            paint = f'fill="#fff" stroke="{PALE}" stroke-width="0.8" stroke-dasharray="2.5 2"'
+            paint = f'fill="none" stroke="{PALE}" stroke-dasharray="2.5 2"'
         elif layer in reached and not is_tap:
             paint = f'fill="{colour}" fill-opacity="0.42"'
         y, height = column.layer_y(layer) + gap / 2, column.layer_height - gap
@@ -127,19 +127,20 @@ def _column(column: Column, plan: Plan, colours: dict[str, str]) -> list[str]:
             f'rx="{min(3.0, height / 2):.1f}" {paint}/>'
         )
         if layer in numbered:
-            lines.append(_number(column, layer, on_colour=is_tap))
+            ink = "#fff" if is_tap else INK if layer < run.num_blocks else SOFT
+            lines.append(_number(column, layer, ink))
     return lines
 
 
-def _number(column: Column, layer: int, *, on_colour: bool) -> str:
+def _number(column: Column, layer: int, ink: str) -> str:
     """Return a layer's number: in the layer, or on its outer side where layers are too low to write in."""
-    if column.layer_height >= 9:
-        x, anchor, ink = column.x + column.width / 2, "middle", "#fff" if on_colour else INK
+    if column.layer_height >= HEIGHT_OF_NUMBERS:
+        x, anchor = column.x + column.width / 2, "middle"
     elif column.side < 0:
         x, anchor, ink = column.x - 5, "end", SOFT
     else:
         x, anchor, ink = column.x + column.width + 5, "start", SOFT
-    y = column.middle(layer) + 3.2
+    y = column.middle(layer) + 3.1
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
     return f'<text {place} class="layer" style="fill:{ink}">{layer}</text>'
 
@@ -148,7 +149,7 @@ def _not_crowded(layers: list[int], first: set[int], layer_height: float) -> set
     """Return those layers whose numbers have room, the taps and attachments before the ends."""
     chosen: set[int] = set()
     for layer in sorted(layers, key=lambda layer: (layer not in first, layer)):
-        if all(abs(layer - other) * layer_height >= 9 for other in chosen):
+        if all(abs(layer - other) * layer_height >= HEIGHT_OF_NUMBERS for other in chosen):
             chosen.add(layer)
     return chosen
 
@@ -176,7 +177,7 @@ def _role(run: PlannedRun) -> str:
     return reads + (f" · {run.runtime}" if run.runtime != "torch" else "")
 
 
-def _legend(plan: Plan, y: float) -> list[str]:
+def _legend(plan: Plan, width: float, y: float) -> list[str]:
     """Return the key to cells and arrows; only what the drawing has."""
     colour = COLOURS[0]
     cell = f'<rect x="{{x}}" y="{y - 9:.1f}" width="22" height="11" rx="3" {{paint}}/>'
@@ -188,6 +189,7 @@ def _legend(plan: Plan, y: float) -> list[str]:
         (cell.replace("{paint}", f'fill="{colour}"'), "layer that is read"),
         (cell.replace("{paint}", f'fill="{colour}" fill-opacity="0.16"'), "runs, frozen"),
     ]
+    entries.append((cell.replace("{paint}", f'fill="{ANCHOR}" fill-opacity="0.42"'), "layer that is added to"))
     if any(run.num_blocks < run.num_layers for run in plan.runs):
         hollow = f'fill="#fff" stroke="{PALE}" stroke-dasharray="2.5 2"'
         entries.append((cell.replace("{paint}", hollow), "does not run"))
@@ -195,7 +197,7 @@ def _legend(plan: Plan, y: float) -> list[str]:
         entries.append((arrow.replace("{dashes}", ""), "attachment, trained"))
     if not all(found.trainable for found in plan.attachments):
         entries.append((arrow.replace("{dashes}", ' stroke-dasharray="5 3"'), "attachment from a checkpoint"))
-    lines, x = [f'<path d="M32 {y - 28:.1f} h576" stroke="#e3e8ef"/>'], 32.0
+    lines, x = [f'<path d="M32 {y - 28:.1f} H{width - 32:.1f}" stroke="#e3e8ef"/>'], 32.0
     for mark, label in entries:
         lines += [mark.replace("{x}", f"{x:.0f}"), _text(x + 30, y, label, "small")]
         x += 52 + 5.6 * len(label)
@@ -211,6 +213,10 @@ def _tooltip(found: PlannedAttachment) -> str:
 
 def _text(x: float, y: float, text: str, style: str, *, anchor: str = "start", fill: str | None = None) -> str:
     paint = f' style="fill:{fill}"' if fill else ""
-    # The white outline keeps text readable where an arrow passes behind it.
-    halo = ' paint-order="stroke" stroke="#fff" stroke-width="3" stroke-linejoin="round"'
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}" text-anchor="{anchor}"{halo}{paint}>{escape(text)}</text>'
+    place = f'x="{x:.1f}" y="{y:.1f}" class="{style}" text-anchor="{anchor}"'
+    # The white outline keeps text readable where an arrow passes behind it. It is a text of its own because not every
+    # program that shows SVG knows paint-order.
+    halo = (
+        f'<text {place} style="fill:#fff" stroke="#fff" stroke-width="4" stroke-linejoin="round">{escape(text)}</text>'
+    )
+    return f"{halo}<text {place}{paint}>{escape(text)}</text>"

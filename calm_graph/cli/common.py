@@ -1,0 +1,72 @@
+"""What several commands share: the arguments that name a composition, and reading it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from calm_graph.plan.graph import Plan
+
+Subparsers = argparse._SubParsersAction  # argparse gives its type no public name
+
+
+def add_command(
+    subparsers: Subparsers[argparse.ArgumentParser], name: str, *, summary: str, examples: str
+) -> argparse.ArgumentParser:
+    """Add a subcommand.
+
+    Args:
+        subparsers: Where to.
+        name: What is typed.
+        summary: One sentence, without the full stop.
+        examples: Command lines, one a line.
+
+    Returns:
+        Its parser, to add arguments to; `set_defaults(run=...)` names the function that gets them.
+    """
+    lines = "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
+    return subparsers.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"examples:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_file_argument(parser: argparse.ArgumentParser) -> None:
+    """Add FILE."""
+    parser.add_argument("file", metavar="FILE", help="a .py, .json or .yaml file, or the folder of a checkpoint")
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def read_plan(options: argparse.Namespace) -> Plan:
+    """Return the plan of FILE; the cards that a checkpoint keeps count where the registry has none of that name.
+
+    Raises:
+        DeclarationError: The file cannot be read or its composition has problems; all are listed under the file's name.
+    """
+    from calm_graph.declare.files import load_composition, stored_cards
+    from calm_graph.errors import DeclarationError
+    from calm_graph.plan.graph import make_plan
+    from registry import registry
+
+    composition = load_composition(options.file)
+    for card in stored_cards(options.file):
+        if card.name not in registry:
+            registry.add(card)
+    try:
+        return make_plan(composition)
+    except DeclarationError as error:
+        raise DeclarationError(error.problems, where=options.file) from error
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON that people can read, too."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
