@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from calm_graph.cli.generate import add_sampling, load_model, read_sampling, read_scales, write
+from calm_graph.cli.common import Subparsers, add_command
+from calm_graph.cli.generate import add_checkpoint_arguments, load_model, read_sampling, read_scales, write
 from calm_graph.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,18 +20,16 @@ _HELP = """\
 """
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to argparse's subparsers."""
-    parser = commands.add_parser(
+def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add chat."""
+    parser = add_command(
+        commands,
         "chat",
-        help="talk with a trained composition",
-        description="Talk with a trained composition; answers are written as they are made.",
-        epilog=f"while talking:\n{_HELP}\nexample:\n  calm-graph chat runs/helpdesk --system 'Answer in one sentence.'",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        summary="talk with a trained composition; /help lists what can be typed",
+        examples="calm-graph chat runs/helpdesk\ncalm-graph chat runs/helpdesk --system 'Answer in one sentence.'",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder that `train` wrote, or a hub id")
+    add_checkpoint_arguments(parser, temperature=0.7)
     parser.add_argument("--system", metavar="TEXT", help="a first message that is never forgotten")
-    add_sampling(parser, temperature=0.7)
     parser.set_defaults(run=run)
 
 

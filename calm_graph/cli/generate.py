@@ -3,48 +3,49 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from calm_graph.cli.common import (
+    Subparsers,
+    add_command,
+    add_json_argument,
+    print_json,
+)
 from calm_graph.errors import InputError
 
 if TYPE_CHECKING:
     from calm_graph.generate.stream import Sampling
     from calm_graph.model.composed import ComposedModel
 
-_EPILOG = """\
-examples:
-  calm-graph generate runs/helpdesk "What does a lamp cost?"
-  calm-graph generate runs/helpdesk "What does a lamp cost?" --augmenter acme-prices=0
-  echo "What does a lamp cost?" | calm-graph generate runs/helpdesk - --temperature 0.7 --seed 1 --json
-"""
 
-
-def add_parser(commands: Any) -> None:
-    """Add the command to argparse's subparsers."""
-    parser = commands.add_parser(
+def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add generate."""
+    parser = add_command(
+        commands,
         "generate",
-        help="continue a prompt with a trained composition",
-        description="Continue a prompt; the text is written as it is made.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        summary="continue a prompt with a trained composition; the text is written as it is made",
+        examples="""
+        calm-graph generate runs/helpdesk "What does a lamp cost?"
+        calm-graph generate runs/helpdesk "What does a lamp cost?" --augmenter acme-prices=0
+        echo "What does a lamp cost?" | calm-graph generate runs/helpdesk - --temperature 0.7 --seed 1 --json
+        """,
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder that `train` wrote, or a hub id")
+    add_checkpoint_arguments(parser, temperature=0.0)
     parser.add_argument("prompt", metavar="PROMPT", help="the prompt; - reads it from standard input")
-    add_sampling(parser, temperature=0.0)
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead of streaming")
+    add_json_argument(parser)
     parser.set_defaults(run=run)
 
 
-def add_sampling(parser: argparse.ArgumentParser, *, temperature: float) -> None:
-    """Add the options of generation that `generate` and `chat` share.
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, temperature: float) -> None:
+    """Add CHECKPOINT and the options that `generate` and `chat` share.
 
     Args:
         parser: Of the command.
         temperature: Its default.
     """
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder that `train` wrote, or a hub id")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
     parser.add_argument(
         "--temperature", type=float, default=temperature, help=f"0 takes the likeliest token; default: {temperature:g}"
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
             "seconds": round(answer.seconds, 3),
             "augmenters": scales,
         }
-        print(json.dumps(facts, ensure_ascii=False))
+        print_json(facts)
     else:
         write("\n")
     return 130 if answer.stopped == "interrupted" else 0

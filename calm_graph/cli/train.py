@@ -5,45 +5,52 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
 
-from calm_graph.declare.files import load_composition
+from calm_graph.cli.common import (
+    Subparsers,
+    add_command,
+    add_file_argument,
+    add_json_argument,
+    print_json,
+    read_plan,
+)
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import InputError
 
-_EPILOG = """\
-A row of the data is {"prompt", "completion"}, {"messages"} or {"text"}, one JSON object per line.
-The folder OUT then loads with AutoModelForCausalLM.from_pretrained(OUT) after `import calm_graph`.
-
-examples:
-  calm-graph train helpdesk.py --data train.jsonl --eval dev.jsonl --out runs/helpdesk
-  calm-graph train helpdesk.py --data train.jsonl --out runs/helpdesk --resume
-  calm-graph train helpdesk.py --data train.jsonl --max-steps 2000 --set patience=3 --set precision=bf16
-"""
 _FLAGS = ("max_steps", "batch_size", "learning_rate", "seed", "max_length", "device")
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to argparse's subparsers."""
-    parser = commands.add_parser(
+def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add train."""
+    parser = add_command(
+        commands,
         "train",
-        help="train the attachments of a composition",
-        description="Train the attachments of a composition; the frozen models stay as they are.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        summary="train the attachments of a composition; the frozen models stay as they are",
+        examples="""
+        calm-graph train helpdesk.py --data train.jsonl --eval dev.jsonl --out runs/helpdesk
+        calm-graph train helpdesk.py --data train.jsonl --out runs/helpdesk --resume
+        calm-graph train helpdesk.py --data train.jsonl --max-steps 2000 --set patience=3 --set precision=bf16
+        """,
     )
-    parser.add_argument("file", metavar="FILE", help="the composition: a Python or JSON file")
-    parser.add_argument("--data", required=True, metavar="JSONL", help="rows to train on")
+    add_file_argument(parser)
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="JSONL",
+        help='rows to train on, each {"prompt", "completion"}, {"messages"} or {"text"}',
+    )
     parser.add_argument("--eval", dest="eval_data", metavar="JSONL", help="held-out rows; the best evaluation is kept")
-    parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/NAME)")
-    parser.add_argument("--resume", action="store_true", help="go on from the last state in OUT")
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder of the run, which then loads as a model (default: runs/NAME)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the last state in DIR")
     for name in _FLAGS:
-        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=f"default: {_default(name)}")
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar="X", help=f"default: {_default(name)}")
     names = ", ".join(name for name in TrainSettings.model_fields if name not in _FLAGS)
     parser.add_argument(
         "--set", dest="changes", action="append", default=[], metavar="NAME=VALUE", help=f"any other setting: {names}"
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_json_argument(parser)
     parser.set_defaults(run=run)
 
 
@@ -57,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
         The exit code: 0, or 130 after Ctrl-C.
     """
     settings = read_settings(options)
-    composition = load_composition(options.file)
+    composition = read_plan(options).composition
     from calm_graph.train import TrainingInterrupted, train
 
     try:
@@ -74,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
         return 130
     if options.json:
         facts = {"checkpoint": str(result.checkpoint), "stopped": result.stopped, "steps": result.steps}
-        print(json.dumps({**facts, "metrics": result.metrics}))
+        print_json({**facts, "metrics": result.metrics})
     else:
         measured = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
         print(f"{result.checkpoint}: {result.stopped} after {result.steps} steps  {measured}")

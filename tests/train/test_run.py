@@ -264,7 +264,7 @@ def test_a_finished_run_can_be_resumed_with_more_steps_but_not_other_settings_or
     again = run(make_model(), tmp_path, quick(max_steps=4), resume=True)
     assert (again.steps, again.stopped) == (4, "finished")
     assert run(make_model(), tmp_path, quick(max_steps=8), resume=True).steps == 8
-    with pytest.raises(TrainingError, match="cannot resume with other settings: learning_rate was 0.01, now 0.5"):
+    with pytest.raises(TrainingError, match=r"cannot resume with other settings: learning_rate was 0.01, now 0.5"):
         run(make_model(), tmp_path, quick(learning_rate=0.5), resume=True)
     with pytest.raises(TrainingError, match=r"was trained on other data \(sha256:\w+, now sha256:\w+\)"):
         run(make_model(), tmp_path, quick(max_steps=9), resume=True, data=ROWS[1:])
@@ -286,20 +286,20 @@ def test_a_damaged_state_is_named(make_model: MakeModel, tmp_path: Path, file: s
 def test_a_state_of_another_composition_is_refused(train_zoo: Zoo, make_model: MakeModel, tmp_path: Path) -> None:
     run(make_model(), tmp_path, quick(max_steps=2))
     other = train_zoo.compose(Augmenter("same", attach=every(1)), trained=False)
-    with pytest.raises(TrainingError, match="is of another composition|is the state of another composition"):
+    with pytest.raises(TrainingError, match=r"is the state of another composition"):
         run(other, tmp_path, quick(max_steps=3), resume=True)
 
 
 def test_lengths_beyond_the_context_are_refused(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model()
-    with pytest.raises(TrainingError, match="settings.max_length: got 100000, but the anchor's context is 192"):
+    with pytest.raises(TrainingError, match=r"settings.max_length: got 100000, but the anchor's context is 192"):
         run(model, tmp_path / "a", quick(max_length=100_000))
     with pytest.raises(InputError, match="at most 192 are allowed"):
         run(model, tmp_path / "b", quick(), data=[{"text": "now " * 300}])
 
 
 def test_an_unknown_device_is_named(make_model: MakeModel, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="settings.device: got 'gpu'"):
+    with pytest.raises(TrainingError, match=r"settings.device: got 'gpu'"):
         run(make_model(), tmp_path, quick(device="gpu"))
 
 
