@@ -1,0 +1,1 @@
+"""Measured bars: `python -m benchmarks --list`."""
