@@ -1,6 +1,7 @@
 """calm_graph: compose a frozen language model with frozen augmenting models through small trained attachments.
 
-Importing it imports neither torch nor transformers; names that need them are loaded at first use.
+Importing it imports neither torch nor transformers; names that need them are loaded at first use. From then on
+`transformers.AutoModelForCausalLM.from_pretrained` loads a composition like any other model.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from calm_graph.autoclasses import watch_for_transformers
 from calm_graph.declare.composition import At, Attachment, Augmenter, Composition, Every, at, every
 from calm_graph.errors import (
     CalmGraphError,
@@ -20,6 +22,8 @@ from calm_graph.errors import (
 
 if TYPE_CHECKING:
     from calm_graph.declare.files import load_composition
+    from calm_graph.model.build import build_model
+    from calm_graph.model.composed import ComposedModel
     from calm_graph.plan.graph import Plan, make_plan
 
 __version__ = "0.1.0"
@@ -30,6 +34,7 @@ __all__ = [
     "Augmenter",
     "CalmGraphError",
     "CheckpointError",
+    "ComposedModel",
     "Composition",
     "DeclarationError",
     "Every",
@@ -38,6 +43,7 @@ __all__ = [
     "Problem",
     "TrainingError",
     "at",
+    "build_model",
     "every",
     "load_composition",
     "make_plan",
@@ -45,10 +51,14 @@ __all__ = [
 
 # Name -> module that defines it; loaded at first use, so that `import calm_graph` stays fast.
 _LAZY = {
+    "ComposedModel": "calm_graph.model.composed",
+    "build_model": "calm_graph.model.build",
     "Plan": "calm_graph.plan.graph",
     "load_composition": "calm_graph.declare.files",
     "make_plan": "calm_graph.plan.graph",
 }
+
+watch_for_transformers()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,1 @@
+"""Running a frozen model and reading the states of its blocks."""

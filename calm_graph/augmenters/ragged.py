@@ -1,0 +1,115 @@
+"""A KV cache whose rows may grow by different numbers of tokens at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+def right_aligned(real_BS: torch.Tensor) -> torch.Tensor | None:
+    """Order of slots that moves each row's real slots to its right end, keeping their order.
+
+    Args:
+        real_BS: bool, True where a slot holds a real token.
+
+    Returns:
+        int64 [B, S] to gather with, or None if every row is right-aligned already.
+    """
+    order_BS = real_BS.to(torch.uint8).argsort(dim=1, stable=True)
+    identity_S = torch.arange(real_BS.shape[1], device=real_BS.device)
+    moved = ((order_BS != identity_S) & real_BS.gather(1, order_BS)).any()
+    return order_BS if bool(moved) else None
+
+
+class RaggedCache(DynamicCache):
+    """KV cache in which every row's tokens stand right-aligned and without gaps.
+
+    A decoding step may add three tokens to one row and none to the next. Padding inside a row would stretch sliding
+    windows and ALiBi distances, so after each append the rows are moved right until they have no gap: to the model
+    this is an ordinary left-padded batch. Sliding-window layers keep their whole past (their mask does the sliding),
+    because dropping by slot would drop different numbers of real tokens from different rows.
+
+    Attributes:
+        real_BL: bool, True where a slot holds a real token.
+        known_at_BL: int64, anchor position from which the slot's token is known (for `crop_after`).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.real_BL: torch.Tensor | None = None
+        self.known_at_BL: torch.Tensor | None = None
+        self._order_BL: torch.Tensor | None = None
+
+    def append(self, real_BS: torch.Tensor, known_at_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Announce the tokens that the next forward will add; call before it.
+
+        Args:
+            real_BS: bool, left-padded.
+            known_at_BS: int64.
+
+        Returns:
+            The attention mask over old and new slots, bool [B, L + S], and the new tokens' positions, int64 [B, S].
+        """
+        old_real_BL = real_BS.new_zeros(real_BS.shape[0], 0) if self.real_BL is None else self.real_BL
+        old_known_BL = known_at_BS.new_zeros(known_at_BS.shape[0], 0) if self.known_at_BL is None else self.known_at_BL
+        real_BL = torch.cat([old_real_BL, real_BS], dim=1)
+        known_at_BL = torch.cat([old_known_BL, known_at_BS], dim=1)
+        positions_BS = old_real_BL.sum(dim=1, keepdim=True) + real_BS.cumsum(dim=1) - 1
+        self._order_BL = right_aligned(real_BL)
+        if self._order_BL is not None:
+            real_BL = real_BL.gather(1, self._order_BL)
+            known_at_BL = known_at_BL.gather(1, self._order_BL)
+        self.real_BL, self.known_at_BL = real_BL, known_at_BL
+        return real_BL, positions_BS.clamp(min=0)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append keys and values [B, N, S, H] of one layer and return all of them, right-aligned."""
+        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if self._order_BL is not None:
+            keys, values = _gathered(keys, self._order_BL), _gathered(values, self._order_BL)
+            layer = self.layers[layer_idx]
+            assert isinstance(layer, DynamicLayer)
+            layer.keys, layer.values = keys, values
+        return keys, values
+
+    def trim(self) -> None:
+        """Drop leading slots that are padding in every row; call after the forward."""
+        assert self.real_BL is not None and self.known_at_BL is not None
+        lead = int((~self.real_BL).to(torch.uint8).cumprod(dim=1).sum(dim=1).min())
+        if lead:
+            self.real_BL, self.known_at_BL = self.real_BL[:, lead:], self.known_at_BL[:, lead:]
+            self._map(lambda states: states[:, :, lead:])
+
+    def crop_after(self, last_B: torch.Tensor) -> None:
+        """Forget the tokens that were not known yet at anchor position `last_B`, int64 [B]."""
+        if self.real_BL is None or self.known_at_BL is None:
+            return
+        self.real_BL = self.real_BL & (self.known_at_BL <= last_B[:, None])
+        order_BL = right_aligned(self.real_BL)
+        if order_BL is not None:
+            self.real_BL, self.known_at_BL = self.real_BL.gather(1, order_BL), self.known_at_BL.gather(1, order_BL)
+            self._map(lambda states: _gathered(states, order_BL))
+        self.trim()
+
+    def select(self, rows_B: torch.Tensor) -> None:
+        """Keep (and repeat) rows: row i becomes the old row `rows_B[i]`."""
+        if self.real_BL is None or self.known_at_BL is None:
+            return
+        self.real_BL, self.known_at_BL = self.real_BL[rows_B], self.known_at_BL[rows_B]
+        self._map(lambda states: states[rows_B])
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        for layer in self.layers:
+            assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+            layer.keys, layer.values = change(layer.keys), change(layer.values)
+
+
+def _gathered(states_BNLH: torch.Tensor, order_BL: torch.Tensor) -> torch.Tensor:
+    index = order_BL[:, None, :, None].expand(-1, states_BNLH.shape[1], -1, states_BNLH.shape[3])
+    return states_BNLH.gather(2, index)

@@ -1,0 +1,71 @@
+"""Read and write the residual stream of a frozen model, block by block, with no state left on its modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+Write = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockCall:
+    """What one forward of one frozen model should do after its blocks.
+
+    Attributes:
+        taps: Layers whose output is kept.
+        writes: Layer -> function of the block's output, float [B, T, D], that returns what the next block reads.
+        states: Layer -> the kept output, float [B, T, D]; filled during the call, after any write.
+    """
+
+    taps: frozenset[int] = frozenset()
+    writes: Mapping[int, Write] = field(default_factory=dict)
+    states: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+# A context variable is private to a thread and is put back by `during`, so that two threads do not mix and a
+# forward that raises leaves nothing behind. An attribute on the module would do neither.
+_CALL: ContextVar[BlockCall | None] = ContextVar("calm_graph_block_call", default=None)
+
+
+def watch(blocks: nn.ModuleList) -> None:
+    """Make every block of a frozen model obey the `BlockCall` in force; without one a block is untouched.
+
+    Args:
+        blocks: The model's blocks in order.
+    """
+    for layer, block in enumerate(blocks):
+        block.register_forward_hook(partial(_after_block, layer))
+
+
+@contextmanager
+def during(call: BlockCall) -> Iterator[BlockCall]:
+    """Put `call` in force for the forward inside the `with`."""
+    token = _CALL.set(call)
+    try:
+        yield call
+    finally:
+        _CALL.reset(token)
+
+
+def _after_block(layer: int, block: nn.Module, args: Any, output: Any) -> Any:
+    call = _CALL.get()
+    if call is None:
+        return None
+    write = call.writes.get(layer)
+    if write is None and layer not in call.taps:
+        return None
+    # Most blocks of transformers 5 return a tensor; Bloom's and some encoders' still return a tuple.
+    states: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    if write is not None:
+        states = write(states)
+    if layer in call.taps:
+        call.states[layer] = states
+    return (states, *output[1:]) if isinstance(output, tuple) else states

@@ -1,0 +1,323 @@
+"""Augmenters and attachments at work: run what is new, offer its states, write into the streams that read them."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import nn
+
+from calm_graph.augmenters.ragged import RaggedCache
+from calm_graph.augmenters.taps import Write
+from calm_graph.augmenters.torch_backend import TorchBackend
+from calm_graph.errors import InputError
+from calm_graph.model.alignment import ALWAYS, NEVER, AnchorTokens, Reader, Tokens
+from calm_graph.model.attachment import Attachment
+from calm_graph.model.request import EdgeContext, Request
+from calm_graph.plan.parts import Edge, Plan, PlannedRun
+
+Scale = float | torch.Tensor
+AugmenterInputs = Mapping[str, Mapping[str, torch.Tensor]]
+
+
+class AugmenterGraph(nn.Module):
+    """The augmenters of a plan and every attachment, into the anchor and between augmenters.
+
+    Args:
+        plan: What runs, how deep, and what reads what.
+        backends: Run name -> the augmenter; two runs of one model share a backend.
+        readers: Run name -> maker of its text reader; absent for augmenters with inputs of their own.
+    """
+
+    def __init__(
+        self, plan: Plan, *, backends: Mapping[str, TorchBackend], readers: Mapping[str, Callable[[], Reader]]
+    ) -> None:
+        super().__init__()
+        self.plan = plan
+        self.runs: tuple[PlannedRun, ...] = tuple(run for run in plan.runs if not run.is_anchor)
+        self.backends = nn.ModuleDict({plan.run(name).module_key: backend for name, backend in backends.items()})
+        self.attachments = nn.ModuleDict(
+            {
+                planned.key: Attachment(
+                    source_width=planned.source_width,
+                    target_width=planned.target_width,
+                    num_heads=planned.num_heads,
+                    head_dim=planned.head_dim,
+                    gate=planned.gate,
+                    positions=planned.positions,
+                )
+                for planned in plan.attachments
+            }
+        )
+        self._make_readers = dict(readers)
+        self._into: dict[str, tuple[Edge, ...]] = {run.name: tuple(plan.into(run.name)) for run in plan.runs}
+        self._out_of: dict[str, tuple[Edge, ...]] = {
+            run.name: tuple(edge for edge in plan.edges if edge.source == run.name) for run in self.runs
+        }
+        self._differentiable = self._runs_with_gradients()
+        self._scales: ContextVar[Mapping[str, Scale]] = ContextVar("calm_graph_scales")
+
+    def new_request(self, *, keeps: bool) -> Request:
+        """A request with fresh readers.
+
+        Args:
+            keeps: Whether augmenters keep their keys and values for later calls.
+        """
+        streams = [run.name for run in self.runs if run.name in self._make_readers and run.reading == "stream"]
+        return Request(
+            readers={name: make() for name, make in self._make_readers.items()},
+            caches={name: RaggedCache() for name in streams} if keeps else {},
+        )
+
+    @contextmanager
+    def scaled(self, scales: Mapping[str, Scale]) -> Iterator[None]:
+        """Scale augmenters inside the `with`, in this thread only.
+
+        Args:
+            scales: Augmenter name (or the name with underscores for dots and dashes) -> factor, or factors float [B].
+
+        Raises:
+            InputError: A name is not an augmenter of this composition.
+        """
+        known = {_keyword(name): edge.source for edge in self.plan.edges for name in (edge.source, _declared(edge))}
+        for name in scales:
+            if _keyword(name) not in known:
+                raise InputError(f"augmenters: got {name!r}, but the composition has {sorted(set(known.values()))}")
+        chosen = {known[_keyword(name)]: scale for name, scale in scales.items()}
+        token = self._scales.set({**self._scales.get({}), **chosen})
+        try:
+            yield
+        finally:
+            self._scales.reset(token)
+
+    def begin(
+        self,
+        request: Request,
+        tokens: AnchorTokens,
+        *,
+        prompt_lengths: torch.Tensor,
+        prompt_texts: Sequence[str | None] | None,
+        inputs: AugmenterInputs,
+    ) -> None:
+        """Read the sealed prompt; the augmenters run over it at the next `push`.
+
+        Args:
+            request: A fresh request.
+            tokens: Anchor tokens that hold the whole prompt.
+            prompt_lengths: int64 [B], real tokens of each row that are the prompt.
+            prompt_texts: Row by row, the text to read as the prompt; None: the text of the prompt's tokens.
+            inputs: Run name -> inputs of a model that reads something else than text.
+
+        Raises:
+            InputError: A prompt is not whole, a row is empty, or inputs are missing.
+        """
+        prompt_lengths = prompt_lengths.to(tokens.ids_BT.device)
+        _check_prompt(tokens, prompt_lengths, prompt_texts)
+        self._check_inputs(inputs)
+        request.prompt_lengths_B = prompt_lengths
+        request.last_index_B = prompt_lengths - 1
+        prompt = tokens.where(tokens.index_BT < prompt_lengths[:, None])
+        texts = prompt_texts if prompt_texts is not None else [None] * len(prompt_lengths)
+        needed = self._needed_runs()
+        for name in inputs:
+            if name in needed:
+                self._read_inputs(request, name, inputs[name])
+        # Run with the first completion tokens, in one pass: without a cache a second pass would not know of the first.
+        request.waiting = {name: reader.begin(prompt, texts) for name, reader in request.readers.items()}
+
+    def push(self, request: Request, tokens: AnchorTokens) -> None:
+        """Run the augmenters over what waits and the completion tokens among `tokens`, in the plan's order."""
+        assert request.prompt_lengths_B is not None
+        new = tokens.where(tokens.index_BT >= request.prompt_lengths_B[:, None])
+        self._run(request, {name: reader.push(new) for name, reader in request.readers.items()})
+        request.last_index_B = torch.maximum(request.prompt_lengths_B - 1, tokens.index_BT.max(dim=1).values)
+
+    def writes(
+        self, target: str, request: Request, *, clock_BT: torch.Tensor, index_BT: torch.Tensor
+    ) -> dict[int, Write]:
+        """What the attachments into one model add to its stream, by layer.
+
+        Args:
+            target: Run name.
+            request: With the contexts to attend to.
+            clock_BT: int64; position t sees the tokens whose threshold is at most its clock.
+            index_BT: int64, text index of the positions.
+        """
+        by_layer: dict[int, list[Write]] = defaultdict(list)
+        for edge in self._into[target]:
+            context = request.contexts.get((edge.source, edge.target))
+            scale = self._scale(edge)
+            if context is None or _is_off(scale):
+                continue
+            visible_BTS = context.threshold_BS[:, None, :] <= clock_BT[:, :, None]
+            for planned in edge.attachments:
+                by_layer[planned.anchor_layer].append(
+                    _attending(
+                        self.attachments[planned.key],
+                        *context.layers[planned.key],
+                        visible_BTS=visible_BTS,
+                        index_BT=index_BT,
+                        scale=scale,
+                    )
+                )
+        return {layer: _adding(terms) for layer, terms in by_layer.items()}
+
+    def _run(self, request: Request, new: Mapping[str, Tokens]) -> None:
+        needed = self._needed_runs()
+        for run in self.runs:
+            if run.name not in new:
+                continue
+            tokens = new[run.name]
+            if run.name in request.waiting:
+                tokens = request.waiting.pop(run.name).then(tokens)
+            if len(tokens) == 0:
+                continue
+            if run.name not in needed:
+                request.waiting[run.name] = tokens
+                continue
+            writes = self.writes(run.name, request, clock_BT=tokens.known_at_BS, index_BT=tokens.index_BS)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and run.name in self._differentiable):
+                states = self._backend(run.name).read_tokens(
+                    tokens.ids_BS,
+                    tokens.real_BS,
+                    known_at_BS=tokens.known_at_BS,
+                    taps=frozenset(run.taps),
+                    writes=writes,
+                    cache=request.caches.get(run.name),
+                )
+            self._offer(request, run.name, tokens, states)
+
+    def _read_inputs(self, request: Request, name: str, inputs: Mapping[str, torch.Tensor]) -> None:
+        run = next(run for run in self.runs if run.name == name)
+        with torch.no_grad():
+            states = self._backend(name).read(inputs, taps=frozenset(run.taps), writes={})
+        shape, device = next(iter(states.values())).shape[:2], next(iter(states.values())).device
+        assert request.prompt_lengths_B is not None
+        if shape[0] != len(request.prompt_lengths_B):
+            raise InputError(
+                f"augmenter_inputs[{name!r}]: got {shape[0]} rows, but input_ids has {len(request.prompt_lengths_B)}"
+            )
+        mask = inputs.get("attention_mask")
+        real_BS = torch.ones(shape, dtype=torch.bool, device=device)
+        if mask is not None and mask.shape == shape:  # speech models return fewer states than their mask has places
+            real_BS = mask.bool().to(device)
+        zeros_BS = torch.zeros_like(real_BS, dtype=torch.int64)
+        tokens = Tokens(
+            ids_BS=zeros_BS,
+            real_BS=real_BS,
+            known_at_BS=zeros_BS.masked_fill(real_BS, ALWAYS).masked_fill(~real_BS, NEVER),
+            index_BS=zeros_BS,
+            prompt_BS=real_BS,
+        )
+        self._offer(request, name, tokens, states)
+
+    def _offer(self, request: Request, name: str, tokens: Tokens, states: Mapping[int, torch.Tensor]) -> None:
+        """Turn new states into keys and values for every edge out of a run; the states are not needed after that."""
+        for edge in self._out_of[name]:
+            layers = {}
+            for planned in edge.attachments:
+                attachment = self.attachments[planned.key]
+                assert isinstance(attachment, Attachment)
+                layers[planned.key] = attachment.context(states[planned.augmenter_layer], tokens.index_BS)
+            context = EdgeContext(
+                threshold_BS=tokens.thresholds(prompt_is_open=edge.prompt_visibility == "full"),
+                known_at_BS=tokens.known_at_BS,
+                layers=layers,
+            )
+            earlier = request.contexts.get((edge.source, edge.target))
+            request.contexts[edge.source, edge.target] = earlier.then(context) if earlier else context
+
+    def _check_inputs(self, given: AugmenterInputs) -> None:
+        expected = {run.name for run in self.runs if run.name not in self._make_readers}
+        if set(given) - expected or (expected & self._needed_runs()) - set(given):
+            raise InputError(
+                f"augmenter_inputs: got {sorted(given)}, but the augmenters with inputs of their own are "
+                f"{sorted(expected)}; give each a mapping such as {{'pixel_values': tensor}}, or switch it off"
+            )
+
+    def _scale(self, edge: Edge) -> Scale:
+        return self._scales.get({}).get(edge.source, edge.scale)
+
+    def _needed_runs(self) -> frozenset[str]:
+        """Runs whose states reach the anchor through edges that are on."""
+        needed = {self.plan.anchor.name}
+        for run in reversed(self.plan.runs):
+            if run.name in needed:
+                needed.update(edge.source for edge in self._into[run.name] if not _is_off(self._scale(edge)))
+        return frozenset(needed)
+
+    def _runs_with_gradients(self) -> frozenset[str]:
+        """Runs that trained attachments write into, directly or further up."""
+        found: set[str] = set()
+        for run in self.plan.runs:
+            edges = self._into[run.name]
+            if any(edge.source in found or any(planned.trainable for planned in edge.attachments) for edge in edges):
+                found.add(run.name)
+        return frozenset(found)
+
+    def _backend(self, name: str) -> TorchBackend:
+        backend = self.backends[self.plan.run(name).module_key]
+        assert isinstance(backend, TorchBackend)
+        return backend
+
+
+def _keyword(name: str) -> str:
+    """A model's name as Python lets one write it as a keyword."""
+    return re.sub(r"[^0-9A-Za-z]", "_", name)
+
+
+def _declared(edge: Edge) -> str:
+    """The name in the declaration: a further reading of a model runs as `composition/name`."""
+    return edge.source.rpartition("/")[2]
+
+
+def _is_off(scale: Scale) -> bool:
+    return not isinstance(scale, torch.Tensor) and scale == 0
+
+
+def _attending(
+    attachment: nn.Module,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    visible_BTS: torch.Tensor,
+    index_BT: torch.Tensor,
+    scale: Scale,
+) -> Write:
+    def write(hidden_BTD: torch.Tensor) -> torch.Tensor:
+        out_BTD: torch.Tensor = attachment(
+            hidden_BTD, keys=keys, values=values, visible_BTS=visible_BTS, index_BT=index_BT
+        )
+        if isinstance(scale, torch.Tensor):
+            return out_BTD * scale.to(out_BTD)[:, None, None]
+        return out_BTD if scale == 1 else out_BTD * scale
+
+    return write
+
+
+def _adding(terms: list[Write]) -> Write:
+    def write(hidden_BTD: torch.Tensor) -> torch.Tensor:
+        added = [term(hidden_BTD) for term in terms]
+        return hidden_BTD + sum(added[1:], start=added[0])
+
+    return write
+
+
+def _check_prompt(
+    tokens: AnchorTokens, prompt_lengths: torch.Tensor, prompt_texts: Sequence[str | None] | None
+) -> None:
+    num_real_B = tokens.real_BT.sum(dim=1)
+    for row, (length, num_real) in enumerate(zip(prompt_lengths.tolist(), num_real_B.tolist(), strict=True)):
+        if num_real == 0:
+            raise InputError(f"input_ids[{row}]: the row has no token; give at least the beginning-of-text token")
+        if not 0 <= length <= num_real:
+            raise InputError(
+                f"prompt_lengths[{row}]: got {length}, but the row has {num_real} tokens; "
+                "the first call must hold the whole prompt"
+            )
+    if prompt_texts is not None and len(prompt_texts) != len(prompt_lengths):
+        raise InputError(f"prompt_texts: got {len(prompt_texts)} texts for {len(prompt_lengths)} rows")

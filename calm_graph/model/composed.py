@@ -1,0 +1,253 @@
+"""The composed model: a frozen anchor that reads frozen augmenters through trained attachments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from calm_graph.augmenters.taps import BlockCall, during, watch
+from calm_graph.errors import InputError
+from calm_graph.model.alignment import AnchorTokens, check_ids
+from calm_graph.model.augmenter_graph import AugmenterGraph, AugmenterInputs, Scale
+from calm_graph.model.cache import ComposedCache
+from calm_graph.model.config import CalmGraphConfig
+from calm_graph.model.generation import ComposedGeneration
+from calm_graph.model.pretrained import PretrainedMixin
+from calm_graph.plan.parts import Plan
+from registry.layouts import blocks
+
+
+class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """A causal language model made of frozen models and trained attachments.
+
+    Use `build_model` or `from_pretrained`; the constructor takes parts that are loaded already.
+
+    Args:
+        config: What transformers wants to know.
+        anchor: The frozen causal language model.
+        graph: The frozen augmenters and the attachments.
+        tokenizer: The anchor's tokenizer.
+    """
+
+    config_class = CalmGraphConfig
+    main_input_name = "input_ids"
+    base_model_prefix = ""
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self, config: CalmGraphConfig, *, anchor: PreTrainedModel, graph: AugmenterGraph, tokenizer: Any
+    ) -> None:
+        super().__init__(config)
+        self.anchor = anchor
+        self.graph = graph
+        self.tokenizer = tokenizer
+        watch(blocks(anchor))
+        self._anchor_takes = frozenset(inspect.signature(anchor.forward).parameters)
+        self.requires_grad_(False)
+        for planned in self.plan.attachments:
+            self.attachments[planned.key].requires_grad_(planned.trainable)
+        self.generation_config = anchor.generation_config
+        self.post_init()  # type: ignore[no-untyped-call]
+        self.train(False)
+
+    @property
+    def plan(self) -> Plan:
+        """What runs, how deep, and what reads what."""
+        return self.graph.plan
+
+    @property
+    def attachments(self) -> nn.ModuleDict:
+        """The attachments by key: the only trainable part."""
+        return self.graph.attachments
+
+    def init_weights(self) -> None:
+        """Do nothing: attachments initialise themselves, and transformers' pass would overwrite frozen weights."""
+
+    def train(self, mode: bool = True) -> ComposedModel:
+        """Set the mode of the attachments; frozen models stay in eval mode, or their dropout would come alive."""
+        super().train(mode)
+        self.anchor.eval()
+        self.graph.backends.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the anchor's."""
+        embeddings: nn.Module = self.anchor.get_input_embeddings()
+        return embeddings
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the anchor's."""
+        head: nn.Module = self.anchor.get_output_embeddings()
+        return head
+
+    def new_cache(self) -> ComposedCache:
+        """Make a cache for one batch: `model(..., past_key_values=model.new_cache())`."""
+        config = self.config.get_text_config(decoder=True)
+        return ComposedCache(config=config, request=self.graph.new_request(keeps=True))
+
+    @contextmanager
+    def augmenters(self, scales: Mapping[str, Scale] | None = None, /, **named: Scale) -> Iterator[None]:
+        """Scale augmenters inside the `with`; nothing is left behind, and other threads see nothing of it.
+
+        Args:
+            scales: Augmenter name -> factor on what it contributes (0 switches it off), or one factor a row, float [B].
+            named: The same by keyword, with underscores for the dots and dashes of a name.
+
+        Yields:
+            Nothing.
+        """
+        with self.graph.scaled({**(scales or {}), **named}):
+            yield
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: ComposedCache | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        prompt_lengths: torch.Tensor | None = None,
+        prompt_texts: Sequence[str | None] | None = None,
+        augmenter_inputs: AugmenterInputs | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Run the augmenters on what is new, then the anchor with their contexts.
+
+        Args:
+            input_ids: int64 [B, T], of the anchor's tokenizer.
+            attention_mask: bool or int [B, past + T], 0 on padding (left or right); None: no padding.
+            position_ids: int64 [B, T]; None counts the real tokens.
+            past_key_values: A cache of `new_cache()`; holds everything of earlier calls.
+            labels: int64 [B, T], -100 where unsupervised; shifted inside, as everywhere in transformers.
+            use_cache: Return a cache to go on from.
+            logits_to_keep: As in transformers. With labels, logits are those of positions that some row supervises.
+            prompt_lengths: int64 [B], real tokens that are the sealed prompt; None: those before the first label, or
+                none without labels. `generate` gives it.
+            prompt_texts: Row by row, the text augmenters read as the prompt; None: the text of the prompt's tokens.
+            augmenter_inputs: Augmenter name -> inputs of a model that reads something else than text.
+            num_items_in_batch: Divide the summed loss by this instead of by the number of supervised tokens.
+            kwargs: Further arguments of the anchor's forward.
+
+        Returns:
+            loss (with labels), logits and past_key_values (with a cache).
+
+        Raises:
+            InputError: Empty or too long text, ids out of range, a prompt that is not whole, missing inputs.
+        """
+        cache = self.new_cache() if past_key_values is None and use_cache else past_key_values
+        if cache is not None and not isinstance(cache, ComposedCache):
+            raise InputError(
+                f"past_key_values: got a {type(cache).__name__}, which has no room for augmenters; "
+                "use model.new_cache(), or leave it to generate()"
+            )
+        tokens = self.anchor_tokens(input_ids, attention_mask, past=0 if cache is None else cache.get_seq_length())
+        request = self.graph.new_request(keeps=False) if cache is None else cache.request
+        if request.prompt_lengths_B is None:
+            self.graph.begin(
+                request,
+                tokens,
+                prompt_lengths=_prompt_lengths(tokens, labels) if prompt_lengths is None else prompt_lengths,
+                prompt_texts=prompt_texts,
+                inputs=augmenter_inputs or {},
+            )
+        self.graph.push(request, tokens)
+        writes = self.graph.writes(self.plan.anchor.name, request, clock_BT=tokens.index_BT, index_BT=tokens.index_BT)
+
+        columns = None
+        if labels is not None:
+            logits_to_keep = columns = _supervised_columns(labels)
+        arguments = {
+            **kwargs,
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": tokens.index_BT if position_ids is None and attention_mask is not None else position_ids,
+            "past_key_values": cache,
+            "use_cache": cache is not None,
+            "logits_to_keep": logits_to_keep,
+        }
+        with during(BlockCall(writes=writes)):
+            output = self.anchor(**{key: value for key, value in arguments.items() if key in self._anchor_takes})
+        loss = None
+        if labels is not None and columns is not None:
+            loss = _loss(output.logits, labels[:, columns + 1], num_items_in_batch)
+        return CausalLMOutputWithPast(loss=loss, logits=output.logits, past_key_values=cache)
+
+    def anchor_tokens(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, *, past: int = 0
+    ) -> AnchorTokens:
+        """Check new anchor tokens and count the real ones.
+
+        Args:
+            input_ids: int64 [B, T].
+            attention_mask: bool or int [B, past + T], or None.
+            past: Columns before these.
+
+        Returns:
+            The tokens with their index among each row's real ones.
+
+        Raises:
+            InputError: Empty, ids out of range, a mask of another shape, or longer than the anchor's context.
+        """
+        if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+            raise InputError(f"input_ids: got shape {tuple(input_ids.shape)}; expected [batch, tokens], tokens >= 1")
+        num_rows, num_new = input_ids.shape
+        if past == 0:
+            # Not at every step: looking at the ids makes a GPU wait, and generated ones are the anchor's own.
+            check_ids(input_ids, self.config.get_text_config(decoder=True).vocab_size)
+        if attention_mask is None:
+            index_BT = torch.arange(past, past + num_new, device=input_ids.device).expand(num_rows, -1)
+            real_BT = torch.ones_like(input_ids, dtype=torch.bool)
+        elif attention_mask.shape == (num_rows, past + num_new):
+            real_BT = attention_mask.bool()
+            index_BT = (real_BT.cumsum(dim=1) - 1).clamp(min=0)[:, past:]
+            real_BT = real_BT[:, past:]
+        else:
+            raise InputError(
+                f"attention_mask: got shape {tuple(attention_mask.shape)}, expected ({num_rows}, {past + num_new}): "
+                "one column for each token so far"
+            )
+        limit = self.plan.anchor.card.context_length
+        if limit is not None and past + num_new > limit and (longest := int(index_BT.max()) + 1) > limit:
+            raise InputError(
+                f"input_ids: got {longest} tokens, but anchor {self.plan.anchor.name!r} has a context of {limit}; "
+                "shorten the prompt or generate fewer tokens"
+            )
+        return AnchorTokens(ids_BT=input_ids, real_BT=real_BT, index_BT=index_BT)
+
+    def __repr__(self) -> str:
+        from calm_graph.plan.draw import table
+
+        return f"{type(self).__name__}\n{table(self.plan)}"
+
+
+def _prompt_lengths(tokens: AnchorTokens, labels: torch.Tensor | None) -> torch.Tensor:
+    if labels is None:
+        return torch.zeros(len(tokens.ids_BT), dtype=torch.int64, device=tokens.ids_BT.device)
+    before_first_label_BT = (labels != -100).long().cumsum(dim=1) == 0
+    return (before_first_label_BT & tokens.real_BT).sum(dim=1)
+
+
+def _supervised_columns(labels: torch.Tensor) -> torch.Tensor:
+    columns = (labels[:, 1:] != -100).any(dim=0).nonzero().squeeze(1)
+    if len(columns) == 0:
+        raise InputError("labels: every label is -100, so there is nothing to learn from this batch")
+    return columns
+
+
+def _loss(logits_BKV: torch.Tensor, targets_BK: torch.Tensor, count: int | torch.Tensor | None) -> torch.Tensor:
+    total = F.cross_entropy(logits_BKV.float().flatten(0, 1), targets_BK.flatten(), reduction="sum")
+    return total / ((targets_BK != -100).sum() if count is None else count)

@@ -1,0 +1,18 @@
+"""Shared models of the tests of composed models."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.model.pico import Zoo
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    zoo = Zoo(tmp_path_factory.mktemp("zoo"))
+    zoo.add("anchor", "llama", tokenizer="bytes", seed=1)
+    zoo.add("same", "qwen2", tokenizer="bytes", seed=2, hidden_size=24, num_attention_heads=4)
+    zoo.add("other", "gemma3_text", tokenizer="spaces", seed=3)
+    zoo.add("reader", "bert", tokenizer="words", seed=4)
+    zoo.add("eye", "vit", seed=5)
+    return zoo
