@@ -11,14 +11,20 @@ from registry import ModelCard
 
 
 def plan_edge(
-    augmenter: Augmenter, source: ModelCard | None, anchor: ModelCard, *, source_run: str, target_run: str, path: str
+    augmenter: Augmenter,
+    source: ModelCard | None,
+    anchor: ModelCard | None,
+    *,
+    source_run: str,
+    target_run: str,
+    path: str,
 ) -> tuple[Edge | None, tuple[Problem, ...]]:
     """Return the edge that an augmenter declares.
 
     Args:
         augmenter: The declaration.
         source: The model that is read; None when it is unknown.
-        anchor: The model that reads.
+        anchor: The model that reads; None when it is unknown.
         source_run: Name of the run that is read.
         target_run: Name of the run that reads.
         path: Where the augmenter was declared: `composition.augmenters[0]`.
@@ -28,17 +34,19 @@ def plan_edge(
         are reported with the models.
     """
     source_depth = source.num_layers if source is not None else None
-    found, problems = places(augmenter, augmenter_depth=source_depth, anchor_depth=anchor.num_layers, path=path)
+    anchor_depth = anchor.num_layers if anchor is not None else None
+    found, problems = places(augmenter, augmenter_depth=source_depth, anchor_depth=anchor_depth, path=path)
     for place in found:
         problems += _check_range(
             place.augmenter_layer, source_depth, f"augmenter {augmenter.key!r}", place.augmenter_path
         )
-        problems += _check_range(place.anchor_layer, anchor.num_layers, f"anchor {anchor.name!r}", place.anchor_path)
+        if anchor is not None:
+            problems += _check_range(place.anchor_layer, anchor_depth, f"anchor {anchor.name!r}", place.anchor_path)
     problems += _check_duplicates(found)
-    if anchor.hidden_size is not None:
+    if anchor is not None and anchor.hidden_size is not None:
         for where, heads in _declared_heads(augmenter, found, anchor, path).items():
             problems += check_heads(heads, anchor.hidden_size, anchor.name, augmenter.positions, where)
-    if problems or source is None or source.hidden_size is None or anchor.hidden_size is None:
+    if problems or source is None or anchor is None or source.hidden_size is None or anchor.hidden_size is None:
         return None, problems
     read, added = module_key(source_run), module_key(target_run)
     attachments = []

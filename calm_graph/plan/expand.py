@@ -152,8 +152,6 @@ class Expansion:
             # Names are given before anything is unfolded, so that the outermost augmenters have the short ones.
             if self._claim(child, augmenter.key, composition):
                 new.append((source, child))
-            if anchor is None:
-                continue
             edge, problems = plan_edge(
                 augmenter, source.card, anchor, source_run=self._names[child], target_run=target, path=at
             )

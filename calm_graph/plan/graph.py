@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -35,7 +36,8 @@ def make_plan(composition: Composition | Mapping[str, object], *, registry: Regi
     expansion = Expansion(default_registry if registry is None else registry)
     expansion.add(composition, "composition")
     if expansion.problems:
-        raise DeclarationError(dict.fromkeys(expansion.problems), where=f"composition {composition.name!r}")
+        problems = sorted(dict.fromkeys(expansion.problems), key=_place_in_file)
+        raise DeclarationError(problems, where=f"composition {composition.name!r}")
     graph = _graph(expansion.runs, expansion.edges)
     order = tuple(nx.lexicographical_topological_sort(graph, key=list(graph).index))
     edges, skipped = _without_unread(order, expansion.edges)
@@ -50,6 +52,12 @@ def make_plan(composition: Composition | Mapping[str, object], *, registry: Regi
         last_use=_last_use(order, edges),
         skipped=skipped,
     )
+
+
+def _place_in_file(problem: Problem) -> tuple[bool, list[int]]:
+    """Return what sorts problems as they are declared; those inside checkpoints come last."""
+    root, _, rest = problem.path.partition(".")
+    return root != "composition", [int(index) for index in re.findall(r"\[(\d+)\]", rest)]
 
 
 def _graph(runs: Mapping[str, Run], edges: Iterable[Edge]) -> nx.DiGraph:
