@@ -37,8 +37,9 @@ def check_facts(card: ModelCard, facts: tuple[str, ...], path: str) -> tuple[Pro
     if not missing:
         return ()
     given = ", ".join(f"{fact}=..." for fact in missing)
+    names = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
     message = (
-        f"the card of {card.name!r} does not say its {' and '.join(missing)}, and its files ({card.source}) are not "
+        f"the card of {card.name!r} does not give {names}, and its files ({card.source}) are not "
         f"here to be read; write {given} on the card, or fetch the model"
     )
     return (Problem(path, message),)
@@ -75,13 +76,13 @@ def check_augmenter(augmenter: Augmenter, card: ModelCard | None, path: str) -> 
         problems.append(Problem(f"{path}.scale", f"got {augmenter.scale}, but a finite number is needed; 0 is off"))
     if card is None:
         return tuple(problems)
-    problems += check_facts(card, ("num_layers", "hidden_size"), f"{path}.name")
+    follows = augmenter.reading == "stream" or augmenter.prompt_visibility == "causal"
+    needs_causal = ("causal",) if follows and card.modality == "text" else ()
+    problems += check_facts(card, ("num_layers", "hidden_size", *needs_causal), f"{path}.name")
     if card.modality != "text":
         problems += _check_other_modality(augmenter, card, path)
     elif card.causal is False:
         problems += _check_bidirectional(augmenter, path)
-    elif card.causal is None and (augmenter.reading == "stream" or augmenter.prompt_visibility == "causal"):
-        problems += check_facts(card, ("causal",), f"{path}.name")
     return tuple(problems)
 
 
