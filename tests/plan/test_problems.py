@@ -202,8 +202,8 @@ def test_missing_facts_are_named_with_the_way_to_give_them() -> None:
     registry.add(card("bare", source="folder:/nowhere/bare").model_copy(update=nothing))
     assert problems(Augmenter("bare"), registry=registry) == [
         "composition.augmenters[0].name: the card of 'bare' does not give num_layers, hidden_size and causal, and its "
-        "files (folder:/nowhere/bare) are not here to be read; write num_layers=..., hidden_size=..., causal=... on the "
-        "card, or fetch the model"
+        "files (folder:/nowhere/bare) are not here to be read; write num_layers=..., hidden_size=..., causal=... on "
+        "the card, or fetch the model"
     ]
     as_anchor = problems(Augmenter("prices"), anchor="bare", registry=registry)
     assert any("num_layers, hidden_size and causal" in problem for problem in as_anchor)
