@@ -65,8 +65,8 @@ def build_model(
     graph.attachments.to(attachment_dtype)
     _load_nested(graph, registry or default_registry)
     config = CalmGraphConfig(
-        composition=plan.composition.model_dump(mode="json"),
-        anchor_config=anchor.config.to_dict(),
+        # Where the anchor lies on this machine is nobody's business elsewhere.
+        anchor_config={key: value for key, value in anchor.config.to_dict().items() if key != "_name_or_path"},
         architectures=[ComposedModel.__name__],
         dtype=anchor.dtype,
     )

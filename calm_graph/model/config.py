@@ -15,7 +15,6 @@ class CalmGraphConfig(PreTrainedConfig):
     the anchor's.
 
     Args:
-        composition: The declaration as plain data.
         anchor_config: The anchor's own config.
     """
 
@@ -24,7 +23,6 @@ class CalmGraphConfig(PreTrainedConfig):
         "anchor_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")
     }
 
-    composition: dict[str, Any] | None = None
     anchor_config: dict[str, Any] | PreTrainedConfig | None = None
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
