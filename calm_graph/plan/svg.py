@@ -11,7 +11,7 @@ from calm_graph.plan.tables import short
 
 COLOURS = ("#2f6fd0", "#d9660b", "#1f9467", "#b23a75", "#7656cc", "#a88600", "#12899b", "#8a5636")
 INK, SOFT, PALE, ANCHOR = "#1f2933", "#69758a", "#c9d1dc", "#5b6b82"
-TITLE_HEIGHT, LEGEND_HEIGHT = 92.0, 84.0
+EDGE, TITLE_HEIGHT, LEGEND_HEIGHT = 32.0, 92.0, 84.0
 _MAX_NAME = 34
 _FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 _STYLE = f"""
@@ -39,7 +39,8 @@ def svg(plan: Plan) -> str:
     layout = place(plan)
     colours = {run.name: COLOURS[index % len(COLOURS)] for index, run in enumerate(plan.runs[:-1])}
     colours[plan.anchor.name] = ANCHOR
-    width, height = max(layout.width, 640.0), TITLE_HEIGHT + layout.height + LEGEND_HEIGHT
+    legend, legend_width = _legend(plan)
+    width, height = max(layout.width, legend_width + 2 * EDGE), TITLE_HEIGHT + layout.height + LEGEND_HEIGHT
     shift = (width - layout.width) / 2
     label = f"{plan.composition.name}: {plan.anchor.name} reads {', '.join(run.name for run in plan.runs[:-1])}"
     return "\n".join(
@@ -55,7 +56,10 @@ def svg(plan: Plan) -> str:
             *_arrows(plan, layout, colours),
             *(line for column in layout.columns.values() for line in _column(column, plan, colours)),
             "</g>",
-            *_legend(plan, width, height - LEGEND_HEIGHT + 50),
+            f'<path d="M{EDGE:g} {height - 62:.1f} H{width - EDGE:.1f}" stroke="#e3e8ef"/>',
+            f'<g transform="translate({EDGE:g} {height - 34:.1f})">',
+            *legend,
+            "</g>",
             "</svg>",
             "",
         ]
@@ -71,7 +75,7 @@ def _title(plan: Plan) -> list[str]:
         f"{short(cost.num_attachment_parameters)} parameters, {cost.share_of_anchor:.1%} of the anchor  ·  "
         f"{slower:.2f}× its FLOPs for a new token"
     )
-    return [_text(32, 42, plan.composition.name, "title"), _text(32, 64, facts, "soft")]
+    return [_text(EDGE, 42, plan.composition.name, "title"), _text(EDGE, 64, facts, "soft")]
 
 
 def _markers(colours: dict[str, str]) -> str:
@@ -177,31 +181,33 @@ def _role(run: PlannedRun) -> str:
     return reads + (f" · {run.runtime}" if run.runtime != "torch" else "")
 
 
-def _legend(plan: Plan, width: float, y: float) -> list[str]:
-    """Return the key to cells and arrows; only what the drawing has."""
+def _legend(plan: Plan) -> tuple[list[str], float]:
+    """Return the key to cells and arrows, only what the drawing has, in one row; and the row's width."""
     colour = COLOURS[0]
-    cell = f'<rect x="{{x}}" y="{y - 9:.1f}" width="22" height="11" rx="3" {{paint}}/>'
-    arrow = (
-        f'<path d="M{{x}} {y - 3.5:.1f} h24" fill="none" stroke="{colour}" stroke-width="1.6"{{dashes}} '
-        f'marker-end="url(#head-{colour[1:]})"/>'
-    )
+    hollow = f'fill="none" stroke="{PALE}" stroke-dasharray="2.5 2"'
     entries = [
-        (cell.replace("{paint}", f'fill="{colour}"'), "layer that is read"),
-        (cell.replace("{paint}", f'fill="{colour}" fill-opacity="0.16"'), "runs, frozen"),
+        (_cell(f'fill="{colour}"'), "layer that is read"),
+        (_cell(f'fill="{ANCHOR}" fill-opacity="0.42"'), "layer that is added to"),
+        (_cell(f'fill="{colour}" fill-opacity="0.16"'), "other layers that run"),
     ]
-    entries.append((cell.replace("{paint}", f'fill="{ANCHOR}" fill-opacity="0.42"'), "layer that is added to"))
     if any(run.num_blocks < run.num_layers for run in plan.runs):
-        hollow = f'fill="#fff" stroke="{PALE}" stroke-dasharray="2.5 2"'
-        entries.append((cell.replace("{paint}", hollow), "does not run"))
+        entries.append((_cell(hollow), "does not run"))
+    line = (
+        f'<path d="M0 -3.5 h24" fill="none" stroke="{colour}" stroke-width="1.6" marker-end="url(#head-{colour[1:]})"'
+    )
     if any(found.trainable for found in plan.attachments):
-        entries.append((arrow.replace("{dashes}", ""), "attachment, trained"))
+        entries.append((f"{line}/>", "attachment, trained"))
     if not all(found.trainable for found in plan.attachments):
-        entries.append((arrow.replace("{dashes}", ' stroke-dasharray="5 3"'), "attachment from a checkpoint"))
-    lines, x = [f'<path d="M32 {y - 28:.1f} H{width - 32:.1f}" stroke="#e3e8ef"/>'], 32.0
+        entries.append((f'{line} stroke-dasharray="5 3"/>', "attachment from a checkpoint"))
+    lines, x = [], 0.0
     for mark, label in entries:
-        lines += [mark.replace("{x}", f"{x:.0f}"), _text(x + 30, y, label, "small")]
-        x += 52 + 5.6 * len(label)
-    return lines
+        lines.append(f'<g transform="translate({x:.1f} 0)">{mark}{_text(30, 0, label, "small")}</g>')
+        x += 50 + 5.6 * len(label)
+    return lines, x
+
+
+def _cell(paint: str) -> str:
+    return f'<rect x="0" y="-9" width="22" height="11" rx="3" {paint}/>'
 
 
 def _tooltip(found: PlannedAttachment) -> str:
