@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,10 @@ from calm_graph.plan.parts import Edge, Plan, PlannedRun
 
 Scale = float | torch.Tensor
 AugmenterInputs = Mapping[str, Mapping[str, torch.Tensor]]
+
+# Scales in force by graph (its id) and augmenter. A context variable is private to a thread; it is not an attribute of
+# the graph because a model must stay copyable.
+_SCALES: ContextVar[Mapping[tuple[int, str], Scale]] = ContextVar("calm_graph_scales")
 
 
 class AugmenterGraph(nn.Module):
@@ -59,7 +64,6 @@ class AugmenterGraph(nn.Module):
             run.name: tuple(edge for edge in plan.edges if edge.source == run.name) for run in self.runs
         }
         self._differentiable = self._runs_with_gradients()
-        self._scales: ContextVar[Mapping[str, Scale]] = ContextVar("calm_graph_scales")
 
     def new_request(self, *, keeps: bool) -> Request:
         """A request with fresh readers.
@@ -87,12 +91,12 @@ class AugmenterGraph(nn.Module):
         for name in scales:
             if _keyword(name) not in known:
                 raise InputError(f"augmenters: got {name!r}, but the composition has {sorted(set(known.values()))}")
-        chosen = {known[_keyword(name)]: scale for name, scale in scales.items()}
-        token = self._scales.set({**self._scales.get({}), **chosen})
+        chosen = {(id(self), known[_keyword(name)]): scale for name, scale in scales.items()}
+        token = _SCALES.set({**_SCALES.get({}), **chosen})
         try:
             yield
         finally:
-            self._scales.reset(token)
+            _SCALES.reset(token)
 
     def begin(
         self,
@@ -118,6 +122,8 @@ class AugmenterGraph(nn.Module):
         prompt_lengths = prompt_lengths.to(tokens.ids_BT.device)
         _check_prompt(tokens, prompt_lengths, prompt_texts)
         self._check_inputs(inputs)
+        if not bool(prompt_lengths.any()):
+            self._warn_of_unread_prompts()
         request.prompt_lengths_B = prompt_lengths
         request.last_index_B = prompt_lengths - 1
         prompt = tokens.where(tokens.index_BT < prompt_lengths[:, None])
@@ -231,6 +237,15 @@ class AugmenterGraph(nn.Module):
             earlier = request.contexts.get((edge.source, edge.target))
             request.contexts[edge.source, edge.target] = earlier.then(context) if earlier else context
 
+    def _warn_of_unread_prompts(self) -> None:
+        idle = [run.name for run in self.runs if run.reading == "prompt" and run.name in self._make_readers]
+        if idle:
+            warnings.warn(
+                f"augmenters {idle} read the prompt only, and no row has one, so they add nothing; "
+                "give prompt_lengths (or labels), or declare reading='stream'",
+                stacklevel=2,
+            )
+
     def _check_inputs(self, given: AugmenterInputs) -> None:
         expected = {run.name for run in self.runs if run.name not in self._make_readers}
         if set(given) - expected or (expected & self._needed_runs()) - set(given):
@@ -240,7 +255,7 @@ class AugmenterGraph(nn.Module):
             )
 
     def _scale(self, edge: Edge) -> Scale:
-        return self._scales.get({}).get(edge.source, edge.scale)
+        return _SCALES.get({}).get((id(self), edge.source), edge.scale)
 
     def _needed_runs(self) -> frozenset[str]:
         """Runs whose states reach the anchor through edges that are on."""
