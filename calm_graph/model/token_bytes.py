@@ -38,8 +38,7 @@ class TokenBytes:
                 f"{sorted(_KNOWN_STEPS)}; give the augmenters' text with prompt_texts=, or use reading='prompt' on them"
             )
         byte_level = "ByteLevel" in names
-        # Decoders that put a space before every word drop the one before the first.
-        self._drops_first_space = not steps or bool(names & {"WordPiece", "Metaspace", "Strip"})
+        self._drops_first_space = not steps or any(_drops_first_space(step) for step in steps)
         added = {int(token["id"]): token for token in specification.get("added_tokens", [])}
         control = set(tokenizer.all_special_ids) | {id for id, token in added.items() if token["special"]}
         self._table: list[bytes] = [b""] * (max([*tokenizer.get_vocab().values(), *added, -1]) + 1)
@@ -86,6 +85,12 @@ def specification_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 _KNOWN_STEPS = {"ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace", "WordPiece", "BPEDecoder"}
 
+# What the decoder of WordPiece undoes, token by token (tokenizers, decoders/wordpiece.rs).
+_CLEANUP = (
+    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
+    (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
+)  # fmt: skip
+
 
 def _steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
     if decoder is None:
@@ -93,6 +98,16 @@ def _steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
     if decoder["type"] == "Sequence":
         return [step for inner in decoder["decoders"] for step in _steps(inner)]
     return [decoder]
+
+
+def _drops_first_space(step: dict[str, Any]) -> bool:
+    """Whether a decoder that puts a space before every word drops the one before the first."""
+    match step["type"]:
+        case "Metaspace":
+            return bool(step.get("prepend_scheme", "always") != "never")
+        case "Strip":
+            return bool(step["content"] == " " and step["start"])
+    return bool(step["type"] == "WordPiece")
 
 
 def _piece_bytes(piece: str, steps: list[dict[str, Any]]) -> bytes:
@@ -109,6 +124,9 @@ def _piece_bytes(piece: str, steps: list[dict[str, Any]]) -> bytes:
             case "WordPiece":
                 prefix = step.get("prefix", "##")
                 piece = piece.removeprefix(prefix) if piece.startswith(prefix) else " " + piece
+                if step.get("cleanup", True):
+                    for spaced, written in _CLEANUP:
+                        piece = piece.replace(spaced, written)
             case "BPEDecoder":
                 piece = piece.replace(step.get("suffix", "</w>"), " ")
     return piece.encode()

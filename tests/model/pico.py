@@ -31,7 +31,11 @@ ENCODERS = ("bert", "vit")
 
 @cache
 def tokenizer_json(kind: str) -> str:
-    """`bytes` (GPT-2 style), `spaces` (Gemma style, adds <s>) or `words` (BERT style)."""
+    """Return a tokenizer of a family.
+
+    `bytes`: GPT-2's; `spaces`: Gemma's (adds <s>); `words`: BERT's (adds <s> and </s>); `prepended`: Llama 2's, which
+    puts a space before the first word; `metaspace`: the same by a pre-tokenizer; `level`: whole words, no decoder.
+    """
     if kind == "bytes":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -61,6 +65,29 @@ def tokenizer_json(kind: str) -> str:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
         )
+        return tokenizer.to_str()
+    if kind == "prepended":
+        specification = json.loads(tokenizer_json("spaces"))
+        space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        specification["normalizer"] = {
+            "type": "Sequence",
+            "normalizers": [{"type": "Prepend", "prepend": "▁"}, space],
+        }
+        specification["decoder"]["decoders"].append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+        return json.dumps(specification)
+    if kind == "metaspace":
+        specification = json.loads(tokenizer_json("spaces"))
+        metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+        specification |= {"normalizer": None, "pre_tokenizer": metaspace}
+        specification["decoder"] = {
+            "type": "Sequence",
+            "decoders": [metaspace, {"type": "ByteFallback"}, {"type": "Fuse"}],
+        }
+        return json.dumps(specification)
+    if kind == "level":
+        tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.train_from_iterator(CORPUS, trainers.WordLevelTrainer(special_tokens=SPECIAL, show_progress=False))
         return tokenizer.to_str()
     tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
