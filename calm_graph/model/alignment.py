@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from calm_graph.errors import InputError
 from calm_graph.model.segments import SegmentStream
@@ -86,7 +86,8 @@ class Tokens:
 
     def known_by(self, last_B: torch.Tensor) -> Tokens:
         """Only the tokens known at anchor index `last_B`, int64 [B]."""
-        return replace(self, real_BS=self.real_BS & (self.known_at_BS <= last_B[:, None])).compact()
+        real_BS = self.real_BS & (self.known_at_BS <= last_B[:, None])
+        return replace(self, real_BS=real_BS, known_at_BS=self.known_at_BS.masked_fill(~real_BS, NEVER)).compact()
 
     def thresholds(self, *, prompt_is_open: bool) -> torch.Tensor:
         """Smallest clock that sees each token; with an open prompt every position sees all of the prompt."""
@@ -182,14 +183,21 @@ class TextTokenizer:
         byte_at = [0]
         for char in text:
             byte_at.append(byte_at[-1] + len(char.encode()))
-        is_own = [not special for special in encoding.special_tokens_mask]
-        lead = is_own.index(True) if any(is_own) else len(is_own)
-        tail = len(is_own) - (is_own[::-1].index(True) if any(is_own) else 0)
+        lead, num_closing = self._around(encoding)
+        tail = len(encoding.ids) - num_closing
         before, after = (self.template.encode(part, add_special_tokens=False).ids for part in _around(template))
         closing = [] if goes_on else encoding.ids[tail:]
         ids = [*encoding.ids[:lead], *before, *encoding.ids[lead:tail], *after, *closing]
         own_ends = [byte_at[end] for _, end in encoding.offsets[lead:tail]]
         return ids, [0] * (lead + len(before)) + own_ends + [byte_at[-1]] * (len(after) + len(closing))
+
+    def _around(self, encoding: Encoding) -> tuple[int, int]:
+        """Count the control tokens before and after the text's own tokens."""
+        for shown in (encoding, self.prompt.encode("a")):  # a text without tokens does not show which of them close it
+            is_own = [not special for special in shown.special_tokens_mask]
+            if any(is_own):
+                return is_own.index(True), is_own[::-1].index(True)
+        return len(encoding.ids), 0
 
 
 @dataclass(slots=True)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 
 from tests.model.pico import Zoo
+
+# No deadline: on a busy machine the first example, which warms up, is late. Fewer examples: each is a whole text.
+settings.register_profile("texts", deadline=None, max_examples=40)
+settings.load_profile("texts")
 
 
 @pytest.fixture(scope="session")
