@@ -36,7 +36,8 @@ class TrainSettings(Declared):
         checkpoint_every_steps: Steps between two resumable checkpoints; the last step has one anyway.
         keep_checkpoints: How many resumable checkpoints stay on disk, newest first.
         log_every_steps: Steps between two progress lines when there is no terminal.
-        precision: `fp32`, or `bf16` autocast; the trained weights are kept as they are either way.
+        precision: `fp32`, or `bf16` autocast; the trained weights are kept as they are either way. Frozen weights are
+            kept as their files hold them, but `fp32` on a CPU widens them, which is exact and much faster.
         device: `auto` takes a GPU when there is one; otherwise any name that torch knows, such as `cuda:1`.
     """
 

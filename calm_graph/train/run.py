@@ -57,15 +57,18 @@ def train(
         raise TrainingError(f"patience is {settings.patience}, but without eval_data nothing is evaluated")
     folder = RunFolder(Path(out) if out is not None else Path("runs") / _name_of(composition_or_model))
     state = folder.open(settings, resume=resume)
+    device = _device(settings.device)
     model = composition_or_model
     if isinstance(model, Composition):
-        model = build_model(model, registry=registry, seed=settings.seed)
+        # Most CPUs have no bf16 arithmetic: with SmolLM2-135M on one, a forward took 5 and a backward 26 times as long.
+        dtype = torch.float32 if device.type == "cpu" and settings.precision == "fp32" else None
+        model = build_model(model, registry=registry, dtype=dtype, seed=settings.seed)
     limit = _max_length(model, settings)
     dataset = load_dataset(data, model.tokenizer, max_length=limit, long_rows=settings.long_rows)
     held_out: Dataset | None = None
     if eval_data is not None:
         held_out = load_dataset(eval_data, model.tokenizer, max_length=limit, long_rows=settings.long_rows)
-    model.to(_device(settings.device))  # type: ignore[arg-type]
+    model.to(device)  # type: ignore[arg-type]
     torch.manual_seed(settings.seed)
     return Loop(model, dataset, held_out, folder, settings, show).run(state)
 

@@ -26,6 +26,7 @@ from calm_graph.errors import CheckpointError, InputError, TrainingError
 from calm_graph.model.composed import ComposedModel
 from calm_graph.train import TrainingInterrupted, TrainResult, train
 from calm_graph.train import loop as loop_module
+from calm_graph.train import run as run_module
 from calm_graph.train.metrics import read_metrics
 from calm_graph.train.state import list_states
 from tests.model.pico import Zoo
@@ -102,6 +103,30 @@ def test_a_run_learns_and_leaves_its_files(train_zoo: Zoo, tmp_path: Path) -> No
     with Image.open(out / "loss.png") as image:
         assert image.width >= 800
         assert len(image.convert("RGB").getcolors(maxcolors=2**24) or []) > 50
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_frozen_bf16_weights_are_widened_on_a_cpu_for_fp32_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, dtype: torch.dtype
+) -> None:
+    zoo = Zoo(tmp_path / "models")
+    for name, architecture in (("anchor", "llama"), ("same", "qwen2")):
+        zoo.add(name, architecture)
+        folder = zoo.folder / name
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    built: list[ComposedModel] = []
+    original = run_module.build_model
+
+    def build(*args: Any, **kwargs: Any) -> ComposedModel:
+        built.append(original(*args, **kwargs))
+        return built[0]
+
+    monkeypatch.setattr(run_module, "build_model", build)
+    composition = Composition(name="prices", anchor="anchor", augmenters=[Augmenter("same", attach=every(2))])
+    settings = quick(max_steps=1, precision=precision)
+    train(composition, data=ROWS, out=tmp_path / "out", settings=settings, registry=zoo.registry, show="none")
+    assert {parameter.dtype for parameter in built[0].anchor.parameters()} == {dtype}
+    assert {parameter.dtype for parameter in built[0].attachments.parameters()} == {torch.float32}
 
 
 def test_the_checkpoint_loads_as_transformers_users_expect(
