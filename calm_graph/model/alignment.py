@@ -287,7 +287,7 @@ class TextReader:
         if not text and not self._streams:
             return []
         ids, ends = self._tokenizer.encode_prompt(text, template=self._template, goes_on=self._streams)
-        last = max(len(anchor_ids) - 1, 0)
+        last = len(anchor_ids) - 1  # before the first token, if the prompt is empty
         # A text given for the prompt stands somewhere inside the anchor's, or is aligned with its end only.
         start = len(anchor_text[: anchor_text.find(text)].encode()) if text in anchor_text else None
         if start is None:

@@ -38,7 +38,12 @@ class ComposedCache(DynamicCache):
         self.request.select(indices)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the newest `abs(tokens_to_remove)` anchor tokens (transformers passes a negative number)."""
+        """Forget the newest `abs(tokens_to_remove)` anchor tokens (transformers passes a negative number).
+
+        Raises:
+            ValueError: They reach into the sealed prompt; nothing is changed then.
+        """
+        self.request.check_drop(abs(tokens_to_remove))
         super().crop(tokens_to_remove)
         self.request.drop_last(abs(tokens_to_remove))
 

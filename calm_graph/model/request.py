@@ -81,17 +81,22 @@ class Request:
         self.contexts = {edge: context.select(rows_B) for edge, context in self.contexts.items()}
         self.waiting = {run: tokens.select(rows_B) for run, tokens in self.waiting.items()}
 
-    def drop_last(self, num_tokens: int) -> None:
-        """Forget the newest anchor tokens of every row and all that was known through them only.
+    def check_drop(self, num_tokens: int) -> None:
+        """Refuse to forget more tokens than the completion has.
 
         Raises:
-            ValueError: More tokens than the completion has.
+            ValueError: Some row has fewer.
         """
-        if self.prompt_lengths_B is None or self.last_index_B is None or num_tokens == 0:
+        if self.prompt_lengths_B is None or self.last_index_B is None:
+            return
+        if bool((self.last_index_B - num_tokens < self.prompt_lengths_B - 1).any()):
+            raise ValueError(f"cannot crop {num_tokens} tokens: they reach into the sealed prompt")
+
+    def drop_last(self, num_tokens: int) -> None:
+        """Forget the newest anchor tokens of every row and all that was known through them only."""
+        if self.last_index_B is None or num_tokens == 0:
             return
         last_B = self.last_index_B - num_tokens
-        if bool((last_B < self.prompt_lengths_B - 1).any()):
-            raise ValueError(f"cannot crop {num_tokens} tokens: they reach into the sealed prompt")
         self.last_index_B = last_B
         for reader in self.readers.values():
             reader.drop_last(num_tokens)

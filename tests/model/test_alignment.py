@@ -192,7 +192,7 @@ def test_a_prompt_is_known_token_by_token_and_wholly_at_its_end(
     tokens = seen(reader(anchor, augmenter, streams=False).begin(anchor_tokens([prompt]), [None]))[0]
     known = [token[1] for token in tokens]
     assert known == sorted(known)
-    assert all(0 <= place <= max(len(prompt) - 1, 0) for place in known)
+    assert all(min(0, len(prompt) - 1) <= place <= len(prompt) - 1 for place in known)
     assert all(is_prompt for *_, is_prompt in tokens)
 
 
@@ -266,7 +266,7 @@ def test_an_empty_prompt(augmenter: str, streams: bool) -> None:
     tokens = seen(each.begin(anchor_tokens([[], [1]]), [None, None]))
     opening = [1] if streams else []
     assert [[id for id, *_ in row] for row in tokens] == [opening, opening]
-    assert all(known <= 0 for row in tokens for _, known, *_ in row)
+    assert [[known for _, known, *_ in row] for row in tokens] == ([[-1], [0]] if streams else [[], []])
 
 
 def test_a_text_given_for_the_prompt_is_aligned_where_it_stands() -> None:
