@@ -22,9 +22,11 @@ from calm_graph.errors import (
 
 if TYPE_CHECKING:
     from calm_graph.declare.files import load_composition
+    from calm_graph.declare.settings import TrainSettings
     from calm_graph.model.build import build_model
     from calm_graph.model.composed import ComposedModel
     from calm_graph.plan.graph import Plan, make_plan
+    from calm_graph.train.run import fit
 
 __version__ = "0.1.0"
 
@@ -41,10 +43,12 @@ __all__ = [
     "InputError",
     "Plan",
     "Problem",
+    "TrainSettings",
     "TrainingError",
     "at",
     "build_model",
     "every",
+    "fit",
     "load_composition",
     "make_plan",
 ]
@@ -52,7 +56,9 @@ __all__ = [
 # Name -> module that defines it; loaded at first use, so that `import calm_graph` stays fast.
 _LAZY = {
     "ComposedModel": "calm_graph.model.composed",
+    "TrainSettings": "calm_graph.declare.settings",
     "build_model": "calm_graph.model.build",
+    "fit": "calm_graph.train.run",
     "Plan": "calm_graph.plan.graph",
     "load_composition": "calm_graph.declare.files",
     "make_plan": "calm_graph.plan.graph",

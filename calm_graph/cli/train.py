@@ -65,10 +65,10 @@ def run(options: argparse.Namespace) -> int:
     """
     settings = read_settings(options)
     composition = read_plan(options).composition
-    from calm_graph.train import TrainingInterrupted, train
+    from calm_graph.train import TrainingInterrupted, fit
 
     try:
-        result = train(
+        result = fit(
             composition,
             data=options.data,
             eval_data=options.eval_data,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
@@ -38,6 +38,7 @@ class Sample:
         prompt_text: What the augmenters read for the prompt.
         completion_bytes: UTF-8 bytes of the completion's text.
         where: The row it came from.
+        augmenter_inputs: Augmenter name -> inputs of a model that reads something else than text, one sample's.
     """
 
     input_ids: Tensor
@@ -45,6 +46,7 @@ class Sample:
     prompt_text: str
     completion_bytes: int
     where: str
+    augmenter_inputs: Mapping[str, Mapping[str, Tensor]]
 
     @property
     def num_supervised(self) -> int:
@@ -56,7 +58,7 @@ class Batch(TypedDict):
     """What the model is called with.
 
     input_ids, attention_mask (bool) and labels are B x T, padded on the right; prompt_lengths is B; prompt_texts has
-    one text per sample.
+    one text per sample; augmenter_inputs has tensors B x ... for each augmenter with inputs of its own.
     """
 
     input_ids: Tensor
@@ -64,6 +66,7 @@ class Batch(TypedDict):
     labels: Tensor
     prompt_lengths: Tensor
     prompt_texts: list[str]
+    augmenter_inputs: dict[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,9 @@ class Dataset:
         for sample in self.samples:
             digest.update(f"{len(sample.input_ids)} {sample.prompt_length} {sample.prompt_text}\n".encode())
             digest.update(sample.input_ids.numpy().tobytes())
+            for name, inputs in sorted(sample.augmenter_inputs.items()):
+                for key, value in sorted(inputs.items()):
+                    digest.update(f"{name} {key} {tuple(value.shape)}\n".encode() + value.numpy().tobytes())
         return f"sha256:{digest.hexdigest()}"
 
 
@@ -120,7 +126,15 @@ def load_dataset(
     samples: list[Sample] = []
     too_long: list[Sample] = []
     num_cut = 0
+    first_inputs: tuple[str, dict[str, tuple[int, ...]]] | None = None
     for sample in _tokenise(examples, tokenizer):
+        shapes = _shapes(sample)
+        where, expected = first_inputs = first_inputs or (sample.where, shapes)
+        if shapes != expected:
+            raise InputError(
+                f"{sample.where}: augmenter_inputs have the shapes {shapes}, but those of {where} are {expected}; "
+                "inputs of one batch are stacked, so all rows need the same"
+            )
         if sample.num_supervised < 1:
             raise InputError(f"{sample.where}: its {len(sample.input_ids)} tokens leave none to be predicted")
         if max_length is None or len(sample.input_ids) <= max_length:
@@ -146,6 +160,14 @@ def load_dataset(
     return Dataset(tuple(samples), int(pad or 0), num_skipped=len(too_long), num_cut=num_cut)
 
 
+def _shapes(sample: Sample) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{name}.{key}": tuple(value.shape)
+        for name, inputs in sorted(sample.augmenter_inputs.items())
+        for key, value in sorted(inputs.items())
+    }
+
+
 def _cut(sample: Sample, length: int) -> Sample:
     # The bytes are shared out by tokens: exact counts would need the text to be cut where a token ends.
     kept = length - sample.prompt_length
@@ -156,6 +178,7 @@ def _cut(sample: Sample, length: int) -> Sample:
         sample.prompt_text,
         max(1, round(sample.completion_bytes * share)),
         sample.where,
+        sample.augmenter_inputs,
     )
 
 
@@ -174,6 +197,10 @@ def _tokenise(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -
                 prompt_text=example.prompt_text,
                 completion_bytes=len(example.completion.encode()),
                 where=example.where,
+                augmenter_inputs={
+                    name: {key: torch.as_tensor(value) for key, value in inputs.items()}
+                    for name, inputs in example.augmenter_inputs.items()
+                },
             )
 
 
@@ -202,6 +229,10 @@ def collate(samples: Sequence[Sample], *, pad_token_id: int) -> Batch:
         labels=labels,
         prompt_lengths=torch.tensor([sample.prompt_length for sample in samples]),
         prompt_texts=[sample.prompt_text for sample in samples],
+        augmenter_inputs={
+            name: {key: torch.stack([sample.augmenter_inputs[name][key] for sample in samples]) for key in inputs}
+            for name, inputs in samples[0].augmenter_inputs.items()
+        },
     )
 
 

@@ -229,7 +229,7 @@ class Loop:
         if stopped == "interrupted":
             message = (
                 f"interrupted at step {state.step} of {self.settings.max_steps}; saved {self.folder.last_state()}. "
-                "Resume with the same command and --resume, or train(..., resume=True)"
+                "Resume with the same command and --resume, or fit(..., resume=True)"
             )
             self._reporter.say(message)
             raise TrainingInterrupted(message, result)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ class Example:
         rendered: Whether a chat template wrote the prompt, with all its special tokens.
         closed: Whether the completion already ends as the chat template ends a turn; else the end token is added.
         where: The row: `train.jsonl:17`, or `data[16]`.
+        augmenter_inputs: Augmenter name -> inputs by name, arrays of one sample.
     """
 
     prompt: str
@@ -41,6 +42,7 @@ class Example:
     rendered: bool
     closed: bool
     where: str
+    augmenter_inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class _RowError(InputError):
@@ -51,7 +53,8 @@ def read_examples(data: Rows, tokenizer: PreTrainedTokenizerBase) -> list[Exampl
     """Read rows and turn each into samples of text; a row with several supervised turns becomes one sample per turn.
 
     Keys other than those of the row's shape are left alone, so rows may carry an id or a source. An assistant message
-    with `"weight": 0` is read but not trained on.
+    with `"weight": 0` is read but not trained on. `"augmenter_inputs": {augmenter: {input: array}}` feeds augmenters
+    that read something else than text.
 
     Args:
         data: A JSONL file, or a list of rows.
@@ -68,7 +71,8 @@ def read_examples(data: Rows, tokenizer: PreTrainedTokenizerBase) -> list[Exampl
     problems: list[str] = []
     for where, row in _read(data):
         try:
-            examples.extend(_examples(row, where, tokenizer))
+            inputs = _augmenter_inputs(row)
+            examples.extend(replace(each, augmenter_inputs=inputs) for each in _examples(row, where, tokenizer))
         except InputError as error:
             problems.append(f"{where}: {error}")
     name = data if isinstance(data, str | Path) else "data"
@@ -119,6 +123,13 @@ def _examples(row: object, where: str, tokenizer: PreTrainedTokenizerBase) -> li
         return [Example("", _text(row, "text"), "", rendered=False, closed=False, where=where)]
     prompt = _text(row, "prompt", hint='; a row without a prompt is {"text"}')
     return [Example(prompt, _text(row, "completion"), prompt, rendered=False, closed=False, where=where)]
+
+
+def _augmenter_inputs(row: object) -> Mapping[str, Mapping[str, Any]]:
+    given = row.get("augmenter_inputs", {}) if isinstance(row, Mapping) else {}
+    if not isinstance(given, Mapping) or not all(isinstance(inputs, Mapping) for inputs in given.values()):
+        raise _RowError(f"augmenter_inputs: got {_short(given)}, but {{augmenter: {{input: array}}}} is needed")
+    return given
 
 
 def _text(row: Mapping[str, Any], key: str, *, hint: str = "") -> str:

@@ -1,4 +1,4 @@
-"""`train`: a composition, rows and settings in; a folder that `from_pretrained` loads out."""
+"""`fit`: a composition, rows and settings in; a folder that `from_pretrained` loads out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from calm_graph.train.rows import Rows
 from registry import Registry
 
 
-def train(
+def fit(
     composition_or_model: Composition | ComposedModel,
     /,
     *,

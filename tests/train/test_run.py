@@ -24,9 +24,10 @@ from calm_graph.declare.composition import Augmenter
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import CheckpointError, InputError, TrainingError
 from calm_graph.model.composed import ComposedModel
-from calm_graph.train import TrainingInterrupted, TrainResult, train
+from calm_graph.train import TrainingInterrupted, TrainResult, fit
 from calm_graph.train import loop as loop_module
 from calm_graph.train import run as run_module
+from calm_graph.train.data import load_dataset
 from calm_graph.train.metrics import read_metrics
 from calm_graph.train.state import list_states
 from tests.model.pico import Zoo
@@ -34,7 +35,7 @@ from tests.train.conftest import HELD_OUT, ROWS, MakeModel, quick
 
 
 def run(model: ComposedModel, out: Path, settings: TrainSettings, **options: Any) -> TrainResult:
-    return train(model, **{"data": ROWS, "eval_data": HELD_OUT, "show": "none", **options}, out=out, settings=settings)
+    return fit(model, **{"data": ROWS, "eval_data": HELD_OUT, "show": "none", **options}, out=out, settings=settings)
 
 
 def weights(model: ComposedModel) -> dict[str, torch.Tensor]:
@@ -67,7 +68,7 @@ def test_a_run_learns_and_leaves_its_files(train_zoo: Zoo, tmp_path: Path) -> No
     composition = Composition(name="prices", anchor="anchor", augmenters=[Augmenter("same", attach=every(2))])
     settings = quick(max_steps=30, eval_every_steps=10, checkpoint_every_steps=10)
     out = tmp_path / "out"
-    result = train(
+    result = fit(
         composition,
         data=ROWS,
         eval_data=HELD_OUT,
@@ -124,7 +125,7 @@ def test_frozen_bf16_weights_are_widened_on_a_cpu_for_fp32_only(
     monkeypatch.setattr(run_module, "build_model", build)
     composition = Composition(name="prices", anchor="anchor", augmenters=[Augmenter("same", attach=every(2))])
     settings = quick(max_steps=1, precision=precision)
-    train(composition, data=ROWS, out=tmp_path / "out", settings=settings, registry=zoo.registry, show="none")
+    fit(composition, data=ROWS, out=tmp_path / "out", settings=settings, registry=zoo.registry, show="none")
     assert {parameter.dtype for parameter in built[0].anchor.parameters()} == {dtype}
     assert {parameter.dtype for parameter in built[0].attachments.parameters()} == {torch.float32}
 
@@ -337,8 +338,35 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     assert [line.split()[1] for line in lines if "tokens/s" in line] == ["3/6", "6/6"]
 
 
-def test_the_package_can_be_called(make_model: MakeModel, tmp_path: Path) -> None:
-    import calm_graph.train
+def test_fit_is_offered_by_the_package() -> None:
+    import calm_graph
 
-    result = calm_graph.train(make_model(), data=ROWS, out=tmp_path, settings=quick(max_steps=1), show="none")
-    assert result.steps == 1
+    assert calm_graph.fit is fit
+
+
+def test_an_image_augmenter_is_trained_from_rows(train_zoo: Zoo, tmp_path: Path) -> None:
+    train_zoo.add("eye", "vit", seed=5)
+    model = train_zoo.compose(Augmenter("eye", attach=every(2), reading="prompt"), trained=False)
+    # The answer is in the picture only; with the other picture it must become less likely.
+    rows = [
+        {"prompt": "Which?", "completion": answer, "augmenter_inputs": {"eye": {"pixel_values": picture}}}
+        for answer, picture in (("yes", torch.ones(3, 16, 16)), ("no", -torch.ones(3, 16, 16)))
+        for _ in range(4)
+    ]
+    result = fit(model, data=rows, out=tmp_path, settings=quick(max_steps=60, learning_rate=1e-2), show="none")
+    with torch.no_grad():
+        batch = load_dataset(rows, model.tokenizer, max_length=None).batch(range(8))
+        seen = model(**batch).loss
+        batch["augmenter_inputs"]["eye"]["pixel_values"] *= -1
+        assert model(**batch).loss > seen + 1
+    assert result.steps == 60
+
+
+def test_rows_must_agree_on_augmenter_inputs(train_zoo: Zoo) -> None:
+    rows = [
+        {"prompt": "a", "completion": "b", "augmenter_inputs": {"eye": {"pixel_values": torch.zeros(shape)}}}
+        for shape in ((3, 16, 16), (3, 8, 8))
+    ]
+    tokenizer = train_zoo.compose(Augmenter("same", attach=every(2))).tokenizer
+    with pytest.raises(InputError, match=r"data\[1\].*\(3, 8, 8\).*data\[0\].*\(3, 16, 16\)"):
+        load_dataset(rows, tokenizer, max_length=None)
