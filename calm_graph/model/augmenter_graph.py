@@ -124,19 +124,24 @@ class AugmenterGraph(nn.Module):
         self._check_inputs(inputs)
         if not bool(prompt_lengths.any()):
             self._warn_of_unread_prompts()
-        request.prompt_lengths_B = prompt_lengths
-        request.last_index_B = prompt_lengths - 1
         prompt = tokens.where(tokens.index_BT < prompt_lengths[:, None])
         texts = prompt_texts if prompt_texts is not None else [None] * len(prompt_lengths)
-        needed = self._needed_runs()
-        for name in inputs:
-            if name in needed:
-                self._read_inputs(request, name, inputs[name])
+        # Also of an augmenter that is off, because it may be switched on before the request ends.
+        states = {name: self._read_inputs(name, inputs[name], num_rows=len(prompt_lengths)) for name in inputs}
         # Run with the first completion tokens, in one pass: without a cache a second pass would not know of the first.
         request.waiting = {name: reader.begin(prompt, texts) for name, reader in request.readers.items()}
+        for name, (read, by_layer) in states.items():
+            self._offer(request, name, read, by_layer)
+        # Last, so that a request that could not begin is still a fresh one.
+        request.prompt_lengths_B = prompt_lengths
+        request.last_index_B = prompt_lengths - 1
 
     def push(self, request: Request, tokens: AnchorTokens) -> None:
-        """Run the augmenters over what waits and the completion tokens among `tokens`, in the plan's order."""
+        """Run the augmenters over what waits and the completion tokens among `tokens`, in the plan's order.
+
+        Raises:
+            InputError: An augmenter with inputs of its own is on, but the request began without them.
+        """
         assert request.prompt_lengths_B is not None
         new = tokens.where(tokens.index_BT >= request.prompt_lengths_B[:, None])
         self._run(request, {name: reader.push(new) for name, reader in request.readers.items()})
@@ -176,6 +181,10 @@ class AugmenterGraph(nn.Module):
         needed = self._needed_runs()
         for run in self.runs:
             if run.name not in new:
+                if run.name in needed and all(source != run.name for source, _ in request.contexts):
+                    raise InputError(
+                        f"augmenter_inputs: {run.name!r} is on, but its request began without its inputs; begin another"
+                    )
                 continue
             tokens = new[run.name]
             if run.name in request.waiting:
@@ -197,16 +206,15 @@ class AugmenterGraph(nn.Module):
                 )
             self._offer(request, run.name, tokens, states)
 
-    def _read_inputs(self, request: Request, name: str, inputs: Mapping[str, torch.Tensor]) -> None:
-        run = next(run for run in self.runs if run.name == name)
+    def _read_inputs(
+        self, name: str, inputs: Mapping[str, torch.Tensor], *, num_rows: int
+    ) -> tuple[Tokens, dict[int, torch.Tensor]]:
+        run = self.plan.run(name)
         with torch.no_grad():
             states = self._backend(name).read(inputs, taps=frozenset(run.taps), writes={})
         shape, device = next(iter(states.values())).shape[:2], next(iter(states.values())).device
-        assert request.prompt_lengths_B is not None
-        if shape[0] != len(request.prompt_lengths_B):
-            raise InputError(
-                f"augmenter_inputs[{name!r}]: got {shape[0]} rows, but input_ids has {len(request.prompt_lengths_B)}"
-            )
+        if shape[0] != num_rows:
+            raise InputError(f"augmenter_inputs[{name!r}]: got {shape[0]} rows, but input_ids has {num_rows}")
         mask = inputs.get("attention_mask")
         real_BS = torch.ones(shape, dtype=torch.bool, device=device)
         if mask is not None and mask.shape == shape:  # speech models return fewer states than their mask has places
@@ -219,7 +227,7 @@ class AugmenterGraph(nn.Module):
             index_BS=zeros_BS,
             prompt_BS=real_BS,
         )
-        self._offer(request, name, tokens, states)
+        return tokens, states
 
     def _offer(self, request: Request, name: str, tokens: Tokens, states: Mapping[int, torch.Tensor]) -> None:
         """Turn new states into keys and values for every edge out of a run; the states are not needed after that."""
@@ -238,7 +246,8 @@ class AugmenterGraph(nn.Module):
             request.contexts[edge.source, edge.target] = earlier.then(context) if earlier else context
 
     def _warn_of_unread_prompts(self) -> None:
-        idle = [run.name for run in self.runs if run.reading == "prompt" and run.name in self._make_readers]
+        prompted = [run.name for run in self.runs if run.reading == "prompt" and run.name in self._make_readers]
+        idle = sorted(self._needed_runs().intersection(prompted))
         if idle:
             warnings.warn(
                 f"augmenters {idle} read the prompt only, and no row has one, so they add nothing; "
@@ -326,6 +335,8 @@ def _check_prompt(
     tokens: AnchorTokens, prompt_lengths: torch.Tensor, prompt_texts: Sequence[str | None] | None
 ) -> None:
     num_real_B = tokens.real_BT.sum(dim=1)
+    if prompt_lengths.shape != num_real_B.shape:
+        raise InputError(f"prompt_lengths: got shape {tuple(prompt_lengths.shape)}, expected ({len(num_real_B)},)")
     for row, (length, num_real) in enumerate(zip(prompt_lengths.tolist(), num_real_B.tolist(), strict=True)):
         if num_real == 0:
             raise InputError(f"input_ids[{row}]: the row has no token; give at least the beginning-of-text token")

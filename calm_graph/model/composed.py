@@ -146,7 +146,8 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
             loss (with labels), logits and past_key_values (with a cache).
 
         Raises:
-            InputError: Empty or too long text, ids out of range, a prompt that is not whole, missing inputs.
+            InputError: Empty or too long text, ids out of range, a prompt that is not whole, missing inputs. A cache
+                that held tokens already cannot be gone on from after that.
         """
         cache = self.new_cache() if past_key_values is None and use_cache else past_key_values
         if cache is not None and not isinstance(cache, ComposedCache):

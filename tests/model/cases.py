@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from calm_graph import Augmenter, Composition, every
@@ -58,7 +60,9 @@ COMPLETIONS = (
 )
 
 
+@cache
 def compose(zoo: Zoo, case: str, *, anchor: str = "anchor") -> ComposedModel:
+    """Return a trained model of a case; it is shared, so tests do not change it."""
     return zoo.compose(*CASES[case], anchor=anchor)
 
 
