@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from calm_graph.augmenters.torch_backend import TorchBackend
 from calm_graph.declare.composition import Composition
+from calm_graph.declare.files import stored_cards
 from calm_graph.errors import CheckpointError, InputError
 from calm_graph.model.alignment import Reader, SharedReader, TextReader, TextTokenizer
 from calm_graph.model.augmenter_graph import AugmenterGraph
@@ -18,7 +21,7 @@ from calm_graph.model.composed import ComposedModel
 from calm_graph.model.config import CalmGraphConfig
 from calm_graph.model.token_bytes import TokenBytes
 from calm_graph.plan.graph import make_plan
-from calm_graph.plan.parts import Plan, PlannedAttachment, PlannedRun
+from calm_graph.plan.parts import Plan, PlannedRun
 from registry import ModelCard, Registry
 from registry import registry as default_registry
 from registry.fingerprint import fingerprint, tokenizer_fingerprint
@@ -63,14 +66,16 @@ def build_model(
             torch.manual_seed(seed)
         graph = AugmenterGraph(plan, backends=backends, readers=_readers(runs, plan.anchor.card, tokenizer))
     graph.attachments.to(attachment_dtype)
-    _load_nested(graph, registry or default_registry)
+    checkpoints = _nested_checkpoints(plan, default_registry if registry is None else registry)
+    for name, card in checkpoints.items():
+        _load_nested(graph, name, find_files(card))
     config = CalmGraphConfig(
         # Where the anchor lies on this machine is nobody's business elsewhere.
         anchor_config={key: value for key, value in anchor.config.to_dict().items() if key != "_name_or_path"},
         architectures=[ComposedModel.__name__],
         dtype=anchor.dtype,
     )
-    return ComposedModel(config, anchor=anchor, graph=graph, tokenizer=tokenizer)
+    return ComposedModel(config, anchor=anchor, graph=graph, tokenizer=tokenizer, checkpoints=checkpoints.values())
 
 
 def build_from_description(
@@ -94,11 +99,14 @@ def build_from_description(
         The model, its attachments fresh.
 
     Raises:
-        CheckpointError: A frozen model here is not the one the composition was trained with.
+        CheckpointError: The description is damaged, or a frozen model here is not the one the composition was trained
+            with.
     """
-    known = registry or default_registry
-    stored = {name: ModelCard(**card) for name, card in description["models"].items()}
-    cards = Registry(known)
+    try:
+        stored = {name: ModelCard(**card) for name, card in description["models"].items()}
+    except ValidationError as error:
+        raise CheckpointError(f"{where}: damaged: the card of one of its models cannot be read ({error})") from error
+    cards = Registry(default_registry if registry is None else registry)
     problems = []
     for name, card in stored.items():
         if name not in cards:
@@ -114,20 +122,30 @@ def build_from_description(
     return build_model(composition, registry=cards, dtype=dtype, attachment_dtype=attachment_dtype)
 
 
-def _load_nested(graph: AugmenterGraph, registry: Registry) -> None:
+def _nested_checkpoints(plan: Plan, registry: Registry) -> dict[str, ModelCard]:
+    """Cards of the trained compositions inside a plan; an inner one may be known to the one around it only."""
+    names = {planned.checkpoint for planned in plan.attachments if planned.checkpoint is not None}
+    cards = Registry(registry)
+    found: dict[str, ModelCard] = {}
+    while new := [name for name in sorted(names - found.keys()) if name in cards]:
+        for name in new:
+            found[name] = cards.get(name)
+            for card in stored_cards(find_files(found[name])):
+                if card.name not in cards:
+                    cards.add(card)
+    assert found.keys() == names, "the plan was made from these checkpoints"
+    return found
+
+
+def _load_nested(graph: AugmenterGraph, checkpoint: str, folder: Path) -> None:
     """Fill the attachments that come, trained, from the checkpoint of a nested composition."""
-    by_checkpoint: dict[str, list[PlannedAttachment]] = {}
-    for planned in graph.plan.attachments:
-        if planned.checkpoint is not None:
-            by_checkpoint.setdefault(planned.checkpoint, []).append(planned)
-    for name, attachments in by_checkpoint.items():
-        folder = find_files(registry.get(name))
-        own = {
-            f"{planned.checkpoint_key}.{parameter}": tensor
-            for planned in attachments
-            for parameter, tensor in graph.attachments[planned.key].state_dict().items()
-        }
-        copy_exactly(own, read_tensors(folder, read_description(folder)), where=str(folder))
+    own = {
+        f"{planned.checkpoint_key}.{parameter}": tensor
+        for planned in graph.plan.attachments
+        if planned.checkpoint == checkpoint
+        for parameter, tensor in graph.attachments[planned.key].state_dict().items()
+    }
+    copy_exactly(own, read_tensors(folder, read_description(folder)), where=str(folder))
 
 
 def _load_backends(runs: list[PlannedRun], dtype: torch.dtype | None) -> dict[str, TorchBackend]:

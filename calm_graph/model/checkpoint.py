@@ -61,7 +61,7 @@ def save_composition(model: ComposedModel, folder: Path) -> None:
 
 def describe(model: ComposedModel) -> dict[str, Any]:
     """What a checkpoint says of itself: the declaration, the frozen models with fingerprints, the versions."""
-    cards = {run.card.name: run.card for run in model.plan.runs}
+    cards = {card.name: card for card in (*(run.card for run in model.plan.runs), *model.checkpoints)}
     return {
         "schema_version": SCHEMA_VERSION,
         "composition": model.plan.composition.model_dump(mode="json"),
@@ -111,6 +111,11 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"{file}: schema_version {version} is newer than {SCHEMA_VERSION}, the newest that this version of "
             f"calm_graph knows; upgrade it (written by {description.get('versions', {}).get('calm_graph')})"
         )
+    models = description.get("models")
+    if not isinstance(description.get("composition"), dict) or not isinstance(models, dict):
+        raise CheckpointError(f"{file}: damaged (it lacks its composition or models); copy the checkpoint again")
+    if not all(isinstance(card, dict) for card in models.values()):
+        raise CheckpointError(f"{file}: damaged (its models are not cards); copy the checkpoint again")
     return dict(description)
 
 
@@ -186,20 +191,25 @@ def _staged(folder: Path) -> Iterator[Path]:
     stage: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        # Inside an existing folder, which may be a mounted volume: nothing can be moved into that from beside it.
+        beside = folder.parent if not folder.exists() else folder
+        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=beside))
         yield stage
-        for file in stage.iterdir():
+        files = [file for file in stage.rglob("*") if file.is_file()]
+        for file in files:
             with file.open("rb+") as written:
                 os.fsync(written.fileno())
         # mkdtemp is private to its owner; a checkpoint is as readable as anything else the user makes.
         stage.chmod(0o777 & ~_umask())
-        if not folder.exists():
+        if beside != folder:
             stage.rename(folder)
         else:
             # The weights go last: until then they belong to the description that was there.
-            for file in sorted(stage.iterdir(), key=lambda file: file.name == WEIGHTS):
-                file.replace(folder / file.name)
-    except OSError as error:
+            for file in sorted(files, key=lambda file: file.name == WEIGHTS):
+                target = folder / file.relative_to(stage)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
+    except Exception as error:  # the writers of tokenizers and safetensors raise classes of their own
         raise CheckpointError(f"{folder}: cannot be written ({error}); what was there is unchanged") from error
     finally:
         if stage is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from calm_graph.model.config import CalmGraphConfig
 from calm_graph.model.generation import ComposedGeneration
 from calm_graph.model.pretrained import PretrainedMixin
 from calm_graph.plan.parts import Plan
+from registry import ModelCard
 from registry.layouts import blocks
 
 
@@ -35,6 +36,7 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
         anchor: The frozen causal language model.
         graph: The frozen augmenters and the attachments.
         tokenizer: The anchor's tokenizer.
+        checkpoints: Cards of the trained compositions among its augmenters.
     """
 
     config_class = CalmGraphConfig
@@ -46,12 +48,19 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
     _supports_attention_backend = True
 
     def __init__(
-        self, config: CalmGraphConfig, *, anchor: PreTrainedModel, graph: AugmenterGraph, tokenizer: Any
+        self,
+        config: CalmGraphConfig,
+        *,
+        anchor: PreTrainedModel,
+        graph: AugmenterGraph,
+        tokenizer: Any,
+        checkpoints: Iterable[ModelCard] = (),
     ) -> None:
         super().__init__(config)
         self.anchor = anchor
         self.graph = graph
         self.tokenizer = tokenizer
+        self.checkpoints = tuple(checkpoints)
         watch(blocks(anchor))
         self._anchor_takes = frozenset(inspect.signature(anchor.forward).parameters)
         self.requires_grad_(False)

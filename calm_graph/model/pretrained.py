@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from calm_graph.errors import CheckpointError
 from calm_graph.model.checkpoint import put_tensors, read_description, read_tensors, save_composition
@@ -87,7 +89,7 @@ class PretrainedMixin(_Base):
         *,
         registry: Registry | None = None,
         dtype: torch.dtype | str | None = None,
-        device_map: str | torch.device | None = None,
+        device_map: str | torch.device | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> ComposedModel:
         """Load a composition and the frozen models it was made for.
@@ -97,7 +99,7 @@ class PretrainedMixin(_Base):
             registry: Where the frozen models are looked up; models it does not know are taken from the cards in the
                 checkpoint. None is the default registry.
             dtype: Of the frozen weights; None or "auto" keeps what their files hold.
-            device_map: One device for everything.
+            device_map: One device for everything, or "auto".
             kwargs: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only` for the hub.
 
         Returns:
@@ -114,6 +116,7 @@ class PretrainedMixin(_Base):
             kwargs.pop(name, None)
         if kwargs:
             raise TypeError(f"from_pretrained() got {sorted(kwargs)}, which do not apply to a composition")
+        device = _device(device_map)
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             folder = _download(str(pretrained_model_name_or_path), hub)
@@ -127,10 +130,9 @@ class PretrainedMixin(_Base):
             where=str(folder),
         )
         put_tensors(model, tensors, where=str(folder))
-        if device_map is not None:
-            device = _best_device() if device_map == "auto" else torch.device(device_map)
-            torch.nn.Module.to(model, device)
-        return model
+        if (folder / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        return model if device is None else torch.nn.Module.to(model, device)
 
     def load_composition_weights(self, folder: str | os.PathLike[str]) -> None:
         """Take the trained parameters of a checkpoint of the same composition.
@@ -157,8 +159,16 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def _best_device() -> torch.device:
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+def _device(device_map: str | torch.device | dict[str, Any] | None) -> torch.device | None:
+    if isinstance(device_map, dict):
+        if device_map.keys() != {""}:
+            raise TypeError(f"device_map: got {device_map}, but a composition is on one device; name it, or use 'auto'")
+        return _device(device_map[""])
+    if device_map is None:
+        return None
+    if device_map == "auto":
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return torch.device(device_map)
 
 
 def _download(repo_id: str, hub: dict[str, Any]) -> Path:

@@ -367,7 +367,7 @@ def test_an_image_switched_on_while_decoding_is_seen(zoo: Zoo) -> None:
     cache = model.new_cache()
     with model.augmenters(eye=0):
         logits(model, ids[:, :width], mask[:, :width], past_key_values=cache, prompt_lengths=lengths)
-    with pytest.raises(InputError, match="'eye' is on, but the request began without its inputs"):
+    with pytest.raises(InputError, match="'eye' is on, but its request began without its inputs"):
         logits(model, ids[:, width:], mask, past_key_values=cache)
 
 
