@@ -54,11 +54,11 @@ class TorchBackend(nn.Module):
             Layer -> states, float [B, S, C].
 
         Raises:
-            InputError: An input has a name that the model does not take.
+            InputError: There are none, or one has a name that the model does not take.
         """
-        foreign = [key for key in inputs if key not in self._accepts and "kwargs" not in self._accepts]
-        if foreign:
-            raise InputError(f"augmenter_inputs[{self._name!r}]: got {foreign}, but the model takes {self.inputs()}")
+        # Stricter than the model, whose **kwargs would swallow a misspelt name.
+        if not inputs or not inputs.keys() <= set(self.inputs()):
+            raise InputError(f"augmenter_inputs[{self._name!r}]: got {[*inputs]}, but the model takes {self.inputs()}")
         call = BlockCall(taps=taps, writes=writes)
         with during(call):
             self.body(**{key: value.to(self.device) for key, value in inputs.items()})

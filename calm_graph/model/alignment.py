@@ -113,10 +113,17 @@ class Reader(Protocol):
 
 
 class SharedReader:
-    """Reads the anchor's own token ids: the augmenter has the same tokenizer."""
+    """Reads the anchor's own token ids: the augmenter has the same tokenizer.
 
-    def __init__(self, *, streams: bool) -> None:
+    Args:
+        streams: Whether the completion is read as well as the prompt.
+        vocab_size: How many embeddings the augmenter has. Models of one tokenizer may round that up differently, so the
+            anchor can generate ids, of no text, that the augmenter has no embedding for; they are not read.
+    """
+
+    def __init__(self, *, streams: bool, vocab_size: int | None = None) -> None:
         self._streams = streams
+        self._vocab_size = NEVER if vocab_size is None else vocab_size
 
     def begin(self, prompt: AnchorTokens, texts: Sequence[str | None]) -> Tokens:
         """The prompt's ids; an augmenter position is known once the anchor has read the same token."""
@@ -133,8 +140,9 @@ class SharedReader:
         """Nothing to do: no state."""
 
     def _tokens(self, anchor: AnchorTokens, *, is_prompt: bool) -> Tokens:
+        anchor = anchor.where(anchor.ids_BT < self._vocab_size)
         return Tokens(
-            ids_BS=anchor.ids_BT,
+            ids_BS=anchor.ids_BT.masked_fill(~anchor.real_BT, 0),
             real_BS=anchor.real_BT,
             known_at_BS=anchor.index_BT.masked_fill(~anchor.real_BT, NEVER),
             index_BS=anchor.index_BT,

@@ -44,7 +44,7 @@ class AugmenterGraph(nn.Module):
         super().__init__()
         self.plan = plan
         self.runs: tuple[PlannedRun, ...] = tuple(run for run in plan.runs if not run.is_anchor)
-        self.backends = nn.ModuleDict({plan.run(name).module_key: backend for name, backend in backends.items()})
+        self.backends = nn.ModuleDict({_backend_key(plan.run(name)): backend for name, backend in backends.items()})
         self.attachments = nn.ModuleDict(
             {
                 planned.key: Attachment(
@@ -284,9 +284,14 @@ class AugmenterGraph(nn.Module):
         return frozenset(found)
 
     def _backend(self, name: str) -> TorchBackend:
-        backend = self.backends[self.plan.run(name).module_key]
+        backend = self.backends[_backend_key(self.plan.run(name))]
         assert isinstance(backend, TorchBackend)
         return backend
+
+
+def _backend_key(run: PlannedRun) -> str:
+    """The run's name, made unlike any method of `ModuleDict`, which refuses those: a model may be called `keys`."""
+    return f"run:{run.module_key}"
 
 
 def _keyword(name: str) -> str:

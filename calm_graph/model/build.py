@@ -168,7 +168,7 @@ def _readers(runs: list[PlannedRun], anchor: ModelCard, anchor_tokenizer: Any) -
             continue
         streams = run.reading == "stream"
         if run.prompt_template is None and _same_tokenizer(run.card, anchor):
-            readers[run.name] = partial(SharedReader, streams=streams)
+            readers[run.name] = partial(SharedReader, streams=streams, vocab_size=run.card.vocab_size)
             continue
         anchor_bytes = anchor_bytes or TokenBytes(anchor_tokenizer)
         readers[run.name] = partial(

@@ -164,6 +164,10 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
                 f"past_key_values: got a {type(cache).__name__}, which has no room for augmenters; "
                 "use model.new_cache(), or leave it to generate()"
             )
+        if labels is not None and labels.shape != input_ids.shape:
+            raise InputError(
+                f"labels: got shape {tuple(labels.shape)}, expected {tuple(input_ids.shape)}, as input_ids"
+            )
         tokens = self.anchor_tokens(input_ids, attention_mask, past=0 if cache is None else cache.get_seq_length())
         request = self.graph.new_request(keeps=False) if cache is None else cache.request
         if request.prompt_lengths_B is None:
