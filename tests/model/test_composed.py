@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextvars import Context
 
 import pytest
 import torch
@@ -427,8 +428,8 @@ def test_an_exception_in_the_middle_leaves_nothing(zoo: Zoo, where: str) -> None
         model(ids, mask, prompt_lengths=lengths)
     handle.remove()
     assert torch.equal(logits(model, ids, mask, prompt_lengths=lengths), before)
-    # The anchor alone is not touched either: no watch of an earlier call is in force.
-    assert torch.equal(logits(model.anchor, ids), logits(zoo.compose(*CASES["same"]).anchor, ids))
+    # Nor does the broken call reach the anchor by itself, which is told from a run in a context of its own.
+    assert torch.equal(anchors_own(model, ids, mask), Context().run(anchors_own, model, ids, mask))
     assert {name: dict(module.__dict__) for name, module in model.named_modules()}.keys() == attributes.keys()
     for name, module in model.named_modules():
         assert module.__dict__.keys() == attributes[name].keys()
@@ -447,10 +448,9 @@ def test_bad_input_leaves_nothing(zoo: Zoo) -> None:
 
 def test_the_anchor_by_itself_is_the_anchor(zoo: Zoo) -> None:
     model = compose(zoo, "mixed")
-    fresh = zoo.compose(*CASES["same"], trained=False)
     ids, mask = encoded(model, PROMPTS)
     logits(model, ids, mask, prompt_lengths=mask.sum(dim=1))
-    assert torch.equal(anchors_own(model, ids, mask), anchors_own(fresh, ids, mask))
+    assert torch.equal(anchors_own(model, ids, mask), Context().run(anchors_own, model, ids, mask))
 
 
 def test_seeds_decide_the_attachments(zoo: Zoo) -> None:
