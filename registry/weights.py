@@ -62,12 +62,16 @@ def load_tokenizer(card: ModelCard) -> PreTrainedTokenizerBase:
     Raises:
         WeightsError: the model has no tokenizer that transformers can load.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path = find_files(card)
+    # AutoTokenizer puts the pre-tokeniser of some architectures (Qwen 2, ...) in place of the one in tokenizer.json,
+    # even where the folder says that tokenizer.json is all there is.
+    is_generic = path.is_dir() and _tokenizer_class(path) in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    factory: Any = PreTrainedTokenizerFast if is_generic else AutoTokenizer
     with _quiet():
         try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            tokenizer: PreTrainedTokenizerBase = factory.from_pretrained(
                 **_where(path), trust_remote_code=card.trust_remote_code
             )
         except Exception as error:  # the tokenizers package raises nothing more precise
@@ -209,6 +213,14 @@ def _forget_quantization(model: Any) -> None:
     model.hf_quantizer = None
     model.is_quantized = False
     model.quantization_method = None
+
+
+def _tokenizer_class(folder: Path) -> str | None:
+    file = folder / "tokenizer_config.json"
+    if not file.is_file() or not (folder / "tokenizer.json").is_file():
+        return None
+    found: str | None = json.loads(file.read_text("utf-8")).get("tokenizer_class")
+    return found
 
 
 def _where(path: Path) -> dict[str, str]:

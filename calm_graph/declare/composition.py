@@ -13,7 +13,7 @@ from calm_graph.errors import DeclarationError
 Reading = Literal["prompt", "stream"]
 PromptVisibility = Literal["full", "causal"]
 Gate = Literal["none", "tanh"]
-Positions = Literal["none", "rotary"]
+Positions = Literal["none", "rotary", "distance"]
 Runtime = Literal["torch", "onnx"]
 
 
@@ -91,7 +91,8 @@ class Augmenter(Declared):
         prompt_template: The text it reads in place of the prompt, with one `{prompt}`; None reads the prompt itself.
         num_heads: Attention heads of the attachments; None takes the anchor's.
         gate: `tanh` multiplies each attachment's output by the tanh of a trained number.
-        positions: `rotary` rotates queries and keys by the aligned text index.
+        positions: `rotary` rotates queries and keys by the aligned text index; `distance` prefers what stands near in
+            the text, more or less strongly by head.
         scale: Factor on the attachments' output; 0 switches the augmenter off.
         runtime: What runs it; None takes the card's.
     """

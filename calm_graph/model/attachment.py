@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 ROTARY_BASE = 10_000.0
+MAX_SLOPE = 4.0
 
 
 class Attachment(nn.Module):
@@ -26,8 +27,11 @@ class Attachment(nn.Module):
         gate: `none`: W_o starts at zero. `tanh`: W_o starts like the others and one scalar tanh gate at zero.
             Either way a fresh attachment contributes exactly zero.
         positions: `rotary` turns queries and keys by the aligned text index, so that "the same place" need not be
-            learnt by content.
+            learnt by content. `distance` lowers scores by slope x distance of the aligned indices, with slopes 4 to 1/4
+            over the heads (as ALiBi, arXiv 2108.12409, in both directions), so that it need not be learnt at all.
     """
+
+    slopes_N: torch.Tensor | None
 
     def __init__(
         self,
@@ -37,7 +41,7 @@ class Attachment(nn.Module):
         num_heads: int,
         head_dim: int,
         gate: Literal["none", "tanh"] = "none",
-        positions: Literal["none", "rotary"] = "none",
+        positions: Literal["none", "rotary", "distance"] = "none",
     ) -> None:
         super().__init__()
         self.source_width, self.target_width = source_width, target_width
@@ -51,6 +55,8 @@ class Attachment(nn.Module):
         self.key = nn.Linear(target_width, inner, bias=False)
         self.value = nn.Linear(target_width, inner, bias=False)
         self.output = nn.Linear(inner, target_width, bias=False)
+        slopes_N = MAX_SLOPE * 2.0 ** (-4 * torch.arange(num_heads) / num_heads)
+        self.register_buffer("slopes_N", slopes_N if positions == "distance" else None, persistent=False)
         self.gate = nn.Parameter(torch.zeros(1)) if gate == "tanh" else None
         self.reset_parameters()
 
@@ -85,6 +91,7 @@ class Attachment(nn.Module):
         values: torch.Tensor,
         visible_BTS: torch.Tensor,
         index_BT: torch.Tensor,
+        source_index_BS: torch.Tensor,
     ) -> torch.Tensor:
         """What this attachment adds to the residual stream.
 
@@ -94,6 +101,7 @@ class Attachment(nn.Module):
             values: float [B, N, S, H] from `context`.
             visible_BTS: bool, True where target position t may see source position s.
             index_BT: int64, text index of the target positions.
+            source_index_BS: int64, text index of the source positions (used by `distance` only).
 
         Returns:
             float [B, T, D] in the target's dtype; exactly zero where nothing is visible.
@@ -103,6 +111,10 @@ class Attachment(nn.Module):
         sees_BT1 = visible_BTS.any(dim=-1, keepdim=True)
         # A row of softmax needs something to look at; what a blind row looked at is zeroed right after.
         mask = (visible_BTS | ~sees_BT1)[:, None]
+        if self.slopes_N is not None:
+            distance_BTS = (index_BT[:, :, None] - source_index_BS[:, None, :]).abs()
+            scores = -self.slopes_N[:, None, None] * distance_BTS[:, None].to(queries.dtype)
+            mask = scores.masked_fill(~mask, float("-inf")).to(queries.dtype)
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         mixed_BTI = mixed.transpose(1, 2).flatten(2) * sees_BT1
         out_BTD = self.output(mixed_BTI)
@@ -120,7 +132,7 @@ class Attachment(nn.Module):
         return x_BSI.view(num_rows, num_tokens, self.num_heads, self.head_dim).transpose(1, 2)
 
     def _rotated(self, x_BNSH: torch.Tensor, index_BS: torch.Tensor) -> torch.Tensor:
-        if self.positions == "none":
+        if self.positions != "rotary":
             return x_BNSH
         half = self.head_dim // 2
         frequency_F = ROTARY_BASE ** (-torch.arange(half, device=x_BNSH.device, dtype=torch.float32) / half)

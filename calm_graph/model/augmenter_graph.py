@@ -172,6 +172,7 @@ class AugmenterGraph(nn.Module):
                         *context.layers[planned.key],
                         visible_BTS=visible_BTS,
                         index_BT=index_BT,
+                        source_index_BS=context.index_BS,
                         scale=scale,
                     )
                 )
@@ -240,6 +241,7 @@ class AugmenterGraph(nn.Module):
             context = EdgeContext(
                 threshold_BS=tokens.thresholds(prompt_is_open=edge.prompt_visibility == "full"),
                 known_at_BS=tokens.known_at_BS,
+                index_BS=tokens.index_BS,
                 layers=layers,
             )
             earlier = request.contexts.get((edge.source, edge.target))
@@ -315,11 +317,17 @@ def _attending(
     *,
     visible_BTS: torch.Tensor,
     index_BT: torch.Tensor,
+    source_index_BS: torch.Tensor,
     scale: Scale,
 ) -> Write:
     def write(hidden_BTD: torch.Tensor) -> torch.Tensor:
         out_BTD: torch.Tensor = attachment(
-            hidden_BTD, keys=keys, values=values, visible_BTS=visible_BTS, index_BT=index_BT
+            hidden_BTD,
+            keys=keys,
+            values=values,
+            visible_BTS=visible_BTS,
+            index_BT=index_BT,
+            source_index_BS=source_index_BS,
         )
         if isinstance(scale, torch.Tensor):
             return out_BTD * scale.to(out_BTD)[:, None, None]

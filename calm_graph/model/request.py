@@ -20,11 +20,13 @@ class EdgeContext:
     Attributes:
         threshold_BS: int64; the token is visible to positions whose clock is at least this. NEVER on padding.
         known_at_BS: int64, anchor index from which the token is known.
+        index_BS: int64, anchor index where the token's text stands.
         layers: Attachment key -> keys and values, float [B, N, S, H].
     """
 
     threshold_BS: torch.Tensor
     known_at_BS: torch.Tensor
+    index_BS: torch.Tensor
     layers: dict[str, KeysValues]
 
     def then(self, later: EdgeContext) -> EdgeContext:
@@ -32,6 +34,7 @@ class EdgeContext:
         return EdgeContext(
             threshold_BS=torch.cat([self.threshold_BS, later.threshold_BS], dim=1),
             known_at_BS=torch.cat([self.known_at_BS, later.known_at_BS], dim=1),
+            index_BS=torch.cat([self.index_BS, later.index_BS], dim=1),
             layers={
                 key: (torch.cat([keys, later.layers[key][0]], dim=2), torch.cat([values, later.layers[key][1]], dim=2))
                 for key, (keys, values) in self.layers.items()
@@ -43,6 +46,7 @@ class EdgeContext:
         return EdgeContext(
             threshold_BS=self.threshold_BS[rows_B],
             known_at_BS=self.known_at_BS[rows_B],
+            index_BS=self.index_BS[rows_B],
             layers={key: (keys[rows_B], values[rows_B]) for key, (keys, values) in self.layers.items()},
         )
 

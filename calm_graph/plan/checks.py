@@ -108,7 +108,7 @@ def _check_other_modality(augmenter: Augmenter, card: ModelCard, path: str) -> l
         "reading": (augmenter.reading == "stream", f"got 'stream', {what}; use reading='prompt'"),
         "prompt_visibility": (augmenter.prompt_visibility == "causal", f"got 'causal', {what}; use 'full'"),
         "prompt_template": (augmenter.prompt_template is not None, f"is given, {what}; leave it out"),
-        "positions": (augmenter.positions == "rotary", f"got 'rotary', {what}; use 'none'"),
+        "positions": (augmenter.positions != "none", f"got {augmenter.positions!r}, {what}; use 'none'"),
     }
     return [Problem(f"{path}.{name}", message) for name, (is_wrong, message) in wrong.items() if is_wrong]
 

@@ -25,7 +25,6 @@ IGNORED = -100
 """The label of a position that is not trained on."""
 
 _TOKENISED_AT_ONCE = 1024
-_POOL_BATCHES = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,12 +244,14 @@ class BatchOrder:
         lengths: Tokens of each sample.
         batch_size: Samples per batch; an epoch's last batch may be smaller.
         seed: Another seed is another order.
+        pool_batches: Samples are sorted by length within pools of so many batches; 1 draws batches of any lengths.
     """
 
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int, pool_batches: int = 50) -> None:
         self.lengths = tuple(lengths)
         self.batch_size = batch_size
         self.seed = seed
+        self.pool_batches = pool_batches
         self._epoch: tuple[int, list[list[int]]] | None = None
 
     @property
@@ -269,7 +270,7 @@ class BatchOrder:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         shuffled = torch.randperm(len(self.lengths), generator=generator).tolist()
         # Sorting within pools, not over the whole epoch, keeps batches different from epoch to epoch.
-        pool = self.batch_size * _POOL_BATCHES
+        pool = self.batch_size * self.pool_batches
         batches: list[list[int]] = []
         for first in range(0, len(shuffled), pool):
             near = sorted(shuffled[first : first + pool], key=lambda index: self.lengths[index])

@@ -102,6 +102,7 @@ class Loop:
             [len(sample.input_ids) for sample in self.dataset.samples],
             batch_size=settings.batch_size,
             seed=settings.seed,
+            pool_batches=settings.pool_batches,
         )
         self._state = self._start(state_folder, optimizer)
         self._log = MetricsLog(self.folder.path, first_step=self._state.step)

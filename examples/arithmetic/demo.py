@@ -1,0 +1,114 @@
+"""The paper's key-value arithmetic (Table 1): train three compositions of shipped models, compare them, and ask."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calm_graph.model.composed import ComposedModel
+from calm_graph.train.progress import Show
+from examples.arithmetic import compositions
+from examples.arithmetic.data import DEPARTMENT_NAMES, departments, prices
+from examples.arithmetic.measure import answers, measure, table
+from examples.arithmetic.recipe import train_composition
+from registry import registry
+from registry.weights import load_causal_lm, load_tokenizer
+
+SHIPPED = Path(__file__).parent / "trained"
+"""`demo-both` of the same recipe, trained longer than a demo may take."""
+
+LIVE = (("garden", compositions.garden, 220), ("kitchen", compositions.kitchen, 220), ("both", compositions.both, 450))
+"""What is trained while you wait: whose keys, the composition, optimiser steps."""
+
+
+def main() -> None:
+    """Train, compare, draw and answer."""
+    parser = argparse.ArgumentParser(prog="python -m examples.arithmetic.demo", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--seed", type=int, default=0, help="of the split into seen and unseen keys, and of training")
+    parser.add_argument("--count", type=int, default=500, help="questions of each task")
+    args = parser.parse_args()
+    report(args.out, seed=args.seed, count=args.count)
+
+
+def report(out: Path, *, seed: int, count: int, show: Show = "auto") -> list[dict[str, Any]]:
+    """Run the demo.
+
+    Args:
+        out: Gets report.json, accuracy.png and a folder for each composition; what is there is replaced.
+        seed: Of the split and of training; the shipped checkpoint belongs to seed 0.
+        count: Questions of each task.
+        show: How training shows its progress.
+
+    Returns:
+        The rows of report.json.
+    """
+    started_s = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for name in ("demo-arithmetic", *(f"demo-prices-{name}" for name in DEPARTMENT_NAMES)):
+        card = registry.get(name)
+        rows += measure(name, load_causal_lm(card), load_tokenizer(card), count=count, seed=seed)
+    model: ComposedModel | None = None
+    for name, composition, steps in LIVE:
+        names = list(DEPARTMENT_NAMES) if name == "both" else [name]
+        print(f"\ntraining {composition.name}: {steps} steps on 20% of the keys of {' and '.join(names)}", flush=True)
+        folder = out / name / time.strftime("%Y%m%d-%H%M%S")
+        model = train_composition(composition, names, steps=steps, seed=seed, out=folder, show=show)
+        rows += measure(
+            f"{composition.name}, {steps} steps now", model, model.tokenizer, count=count, seed=seed, departments=names
+        )
+    if seed == 0 and (SHIPPED / "composition.json").exists():
+        model = ComposedModel.from_pretrained(SHIPPED)
+        steps = json.loads((SHIPPED / "training.json").read_text("utf-8"))["steps"]
+        rows += measure(f"demo-both, {steps} steps, shipped", model, model.tokenizer, count=count, seed=seed)
+    (out / "report.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    plot(rows, out / "accuracy.png")
+    print(f"\naccuracy in %, on {count} questions each; 'unseen' keys were in no composition's training data\n")
+    print(table(rows))
+    assert model is not None
+    ask(model, seed)
+    print(f"\n{out / 'report.json'} and accuracy.png written; {time.perf_counter() - started_s:.0f} s in all")
+    return rows
+
+
+def ask(model: ComposedModel, seed: int) -> None:
+    """Answer a few expressions over unseen keys, and show what the price lists say."""
+    garden, kitchen = (departments()[name].keys("unseen", seed=seed) for name in DEPARTMENT_NAMES)
+    asked = [f"{garden[0]}=", f"{garden[1]}+{garden[2]}=", f"{garden[3]}+{kitchen[3]}=", f"{kitchen[4]}+{garden[5]}+7="]
+    known = prices()
+    print()
+    for prompt, answer in zip(asked, answers(model, model.tokenizer, asked), strict=True):
+        values = [known.get(word) or int(word) for word in prompt.rstrip("=").split("+")]
+        print(f"  {prompt:<14} {answer:>4}   ({' + '.join(map(str, values))} = {sum(values)})")
+
+
+def plot(rows: list[dict[str, Any]], file: Path) -> None:
+    """Draw the accuracies as groups of bars."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    tasks = list(dict.fromkeys((row["task"], row["split"]) for row in rows))
+    figure, axes = pyplot.subplots(figsize=(10, 4.5), layout="constrained")
+    for place, name in enumerate(names):
+        found = {(row["task"], row["split"]): row["accuracy"] for row in rows if row["model"] == name}
+        left = [index + (place - len(names) / 2) * 0.8 / len(names) for index in range(len(tasks))]
+        axes.bar(left, [100 * found.get(task, 0) for task in tasks], width=0.8 / len(names), label=name)
+    axes.set_xticks(range(len(tasks)), [f"{task.replace('_', '-')}\n{split}" for task, split in tasks])
+    axes.set_ylabel("accuracy, %")
+    axes.legend(fontsize=8)
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main()
