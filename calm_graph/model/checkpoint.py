@@ -199,7 +199,8 @@ def _staged(folder: Path) -> Iterator[Path]:
         for file in files:
             with file.open("rb+") as written:
                 os.fsync(written.fileno())
-        # mkdtemp is private to its owner; a checkpoint is as readable as anything else the user makes.
+            file.chmod(0o666 & ~_umask())
+        # mkdtemp and safetensors write for the owner only; a checkpoint is as readable as anything else the user makes.
         stage.chmod(0o777 & ~_umask())
         if beside != folder:
             stage.rename(folder)

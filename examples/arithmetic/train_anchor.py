@@ -80,9 +80,9 @@ def main() -> None:
         if step % 100 == 0 or step == args.steps:
             held_out = {k: v for k, v in measure(model, tokenizer, count=200, seed=step).items() if k != "counts"}
             elapsed_s = time.perf_counter() - started_s
-            scores = " ".join(f"{name} {score:.3f}" for name, score in held_out.items())
+            found = " ".join(f"{name} {score:.3f}" for name, score in held_out.items())
             print(
-                f"step {step} loss numeric {losses[0]:.3f} worded {losses[1]:.3f} | {scores} | {elapsed_s:.0f} s",
+                f"step {step} loss numeric {losses[0]:.3f} worded {losses[1]:.3f} | {found} | {elapsed_s:.0f} s",
                 flush=True,
             )
         if step % 500 == 0 or step == args.steps:

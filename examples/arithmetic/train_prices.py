@@ -124,7 +124,7 @@ def price_batch(
     """
     own = list(department.prices)
     none, equals, end, *marks = (int(tokenizer.get_vocab()[token]) for token in (NONE, "=", "<eos>", "+", "-"))
-    price_id = {key: tokenizer.convert_tokens_to_ids(str(price)) for key, price in department.prices.items()}
+    price_id = {key: int(tokenizer.get_vocab()[str(price)]) for key, price in department.prices.items()}
     ids_of_key = {key: tokenizer.convert_tokens_to_ids(key) for key in own}
     rows: list[list[int]] = []
     targets: list[list[int]] = []

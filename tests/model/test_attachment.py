@@ -37,7 +37,9 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, to
 def run(attachment: Attachment, source: torch.Tensor, target: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
     visible, source_index, target_index = more
     keys, values = attachment.context(source, source_index)
-    return attachment(target, keys=keys, values=values, visible_BTS=visible, index_BT=target_index)
+    return attachment(
+        target, keys=keys, values=values, visible_BTS=visible, index_BT=target_index, source_index_BS=source_index
+    )
 
 
 def plain(attachment: Attachment, source: torch.Tensor, target: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
