@@ -253,6 +253,16 @@ def test_users_cannot_spell_control_tokens() -> None:
         assert [id for id, *_ in found].count(2) == (template is not None)
 
 
+def test_a_control_token_that_looks_like_a_word_is_a_word_in_a_completion() -> None:
+    tokenizer = make_tokenizer("bytes")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["stop"]})
+    stop = tokenizer.convert_tokens_to_ids("stop")
+    encoders = TextTokenizer.of(tokenizer)
+    each = TextReader(anchor_bytes=ANCHORS["bytes"], tokenizer=encoders, streams=True, template="stop{prompt}")
+    found = read(each, ids("don't stop"), ids(" stop now"), [slice(0, 99)])
+    assert [id for id, *_ in found].count(stop) == 1, "the template's own"
+
+
 def test_the_anchors_control_tokens_are_not_read() -> None:
     with_control = [1, *ids("Hello world"), 2]
     tokens = seen(reader().begin(anchor_tokens([with_control]), [None]))[0]
