@@ -34,6 +34,10 @@ CASES: dict[str, tuple[Augmenter, ...]] = {
         Augmenter("same", attach=ATTACH, positions="rotary"),
         Augmenter("second", attach=ATTACH, positions="rotary"),
     ),
+    "distance": (
+        Augmenter("same", attach=ATTACH, positions="distance"),
+        Augmenter("second", attach=ATTACH, positions="distance", prompt_visibility="causal"),
+    ),
     "gate": (Augmenter("same", attach=ATTACH, gate="tanh"), Augmenter("second", attach=ATTACH, gate="tanh")),
     "nested": (inner(),),
     "nested-prompt": (inner(reading="prompt"),),

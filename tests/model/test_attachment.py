@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from calm_graph.model.attachment import ROTARY_BASE, Attachment
+from calm_graph.model.attachment import MAX_SLOPE, ROTARY_BASE, Attachment
 
 C, D, N, H = 12, 16, 4, 4
 B, T, S = 2, 5, 7
@@ -51,7 +51,7 @@ def plain(attachment: Attachment, source: torch.Tensor, target: torch.Tensor, *m
         return vector / torch.sqrt((vector**2).mean() + 1e-6) * weight
 
     def turned(vector: torch.Tensor, place: int) -> torch.Tensor:
-        if attachment.positions == "none":
+        if attachment.positions != "rotary":
             return vector
         out = vector.clone()
         for pair in range(H // 2):
@@ -78,7 +78,11 @@ def plain(attachment: Attachment, source: torch.Tensor, target: torch.Tensor, *m
                 scores = []
                 for other in seen:
                     key = turned(weights["key.weight"][part] @ context[other], int(source_index[row, other]))
-                    scores.append(float(query @ key) / math.sqrt(H))
+                    score = float(query @ key) / math.sqrt(H)
+                    if attachment.positions == "distance":
+                        slope = MAX_SLOPE * 16 ** (-head / N)
+                        score -= slope * abs(int(target_index[row, place]) - int(source_index[row, other]))
+                    scores.append(score)
                 exponentials = [math.exp(score - max(scores)) for score in scores]
                 mixed = torch.zeros(H, dtype=torch.float64)
                 for weight, other in zip(exponentials, seen, strict=True):
@@ -90,7 +94,7 @@ def plain(attachment: Attachment, source: torch.Tensor, target: torch.Tensor, *m
 
 
 @pytest.mark.parametrize("gate", ["none", "tanh"])
-@pytest.mark.parametrize("positions", ["none", "rotary"])
+@pytest.mark.parametrize("positions", ["none", "rotary", "distance"])
 def test_it_computes_the_formula(gate: str, positions: str) -> None:
     attachment = make(gate=gate, positions=positions)
     got = run(attachment, *inputs())
@@ -98,8 +102,9 @@ def test_it_computes_the_formula(gate: str, positions: str) -> None:
     assert got.abs().max() > 0.1
 
 
-def test_rotary_positions_depend_on_distance_only() -> None:
-    attachment = make(positions="rotary")
+@pytest.mark.parametrize("positions", ["rotary", "distance"])
+def test_positions_depend_on_distance_only(positions: str) -> None:
+    attachment = make(positions=positions)
     source, target, visible, source_index, target_index = inputs()
     here = run(attachment, source, target, visible, source_index, target_index)
     there = run(attachment, source, target, visible, source_index + 9, target_index + 9)
@@ -117,7 +122,7 @@ def test_rotary_leaves_the_odd_end_of_a_head_alone() -> None:
     assert not torch.allclose(near[..., :2], far[..., :2])
 
 
-@pytest.mark.parametrize("positions", ["none", "rotary"])
+@pytest.mark.parametrize("positions", ["none", "rotary", "distance"])
 def test_where_nothing_is_visible_it_adds_exactly_zero_and_gradients_stay_finite(positions: str) -> None:
     attachment = make(gate="tanh", positions=positions)
     source, target, visible, *places = inputs()
