@@ -45,7 +45,7 @@ def train_composition(
         settings = TrainSettings(
             max_steps=num_steps,
             batch_size=BATCH_SIZE,
-            # Sorted by length, a batch would hold one kind of row only, and each would undo the one before.
+            # Sorted by length, a batch would hold one kind of row only.
             pool_batches=1,
             learning_rate=LEARNING_RATE,
             warmup_steps=min(30, num_steps),
