@@ -146,7 +146,8 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
             logits_to_keep: As in transformers. With labels, logits are those of positions that some row supervises.
             prompt_lengths: int64 [B], real tokens that are the sealed prompt; None: those before the first label, or
                 none without labels. `generate` gives it.
-            prompt_texts: Row by row, the text augmenters read as the prompt; None: the text of the prompt's tokens.
+            prompt_texts: Row by row, the text augmenters read as the prompt; None: the text of the prompt's tokens. An
+                augmenter that shares the anchor's tokenizer, and has no template, reads the prompt's ids either way.
             augmenter_inputs: Augmenter name -> inputs of a model that reads something else than text.
             num_items_in_batch: Divide the summed loss by this instead of by the number of supervised tokens.
             kwargs: Further arguments of the anchor's forward.
