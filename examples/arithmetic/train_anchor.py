@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import MinistralConfig, MinistralForCausalLM, PreTrainedTokenizerFast
 
 from examples.arithmetic.data import (
     HIGHEST_PRICE,
@@ -98,9 +98,9 @@ def main() -> None:
     print(json.dumps(report, indent=2))
 
 
-def build_anchor(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+def build_anchor(tokenizer: PreTrainedTokenizerFast) -> MinistralForCausalLM:
     """Build an untrained anchor of about a million parameters whose number embeddings start as number features."""
-    config = Qwen3Config(
+    config = MinistralConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=352,
@@ -111,7 +111,6 @@ def build_anchor(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
         max_position_embeddings=128,
         # The first block reaches back over a word only, so an operand is read before its sign: what is added to the
         # stream after this block is used like an operand of the anchor's own.
-        use_sliding_window=True,
         sliding_window=3,
         layer_types=["sliding_attention", *["full_attention"] * 4],
         tie_word_embeddings=True,
@@ -119,7 +118,7 @@ def build_anchor(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    model = Qwen3ForCausalLM(config)
+    model = MinistralForCausalLM(config)
     numbers = torch.arange(HIGHEST_NUMBER_TOKEN + 1)
     ids = torch.tensor(tokenizer.convert_tokens_to_ids([str(number) for number in numbers.tolist()]))
     with torch.no_grad():
@@ -174,7 +173,7 @@ def encode_rows(rows: list[Row], tokenizer: PreTrainedTokenizerFast) -> tuple[Te
     return input_ids, labels
 
 
-def answer_loss(model: Qwen3ForCausalLM, input_ids: Tensor, labels: Tensor) -> Tensor:
+def answer_loss(model: MinistralForCausalLM, input_ids: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross entropy of the labelled tokens; padding on the right needs no mask in a causal model.
 
     Args:
@@ -192,7 +191,9 @@ def answer_loss(model: Qwen3ForCausalLM, input_ids: Tensor, labels: Tensor) -> T
 
 
 @torch.no_grad()
-def measure(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, *, count: int, seed: int) -> dict[str, float]:
+def measure(
+    model: MinistralForCausalLM, tokenizer: PreTrainedTokenizerFast, *, count: int, seed: int
+) -> dict[str, float]:
     """Return accuracies (answer and end both right) on held-out numeric expressions and on expressions with words."""
     rng = random.Random(f"measure/{seed}")
     kinds = {
@@ -209,7 +210,7 @@ def measure(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, *, coun
     return scores
 
 
-def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def save(model: MinistralForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write config.json, model.safetensors and the tokenizer files."""
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
