@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.errors import WeightsError
-from registry.sources import gguf_reader
+from registry.sources import gguf_reader, read_json
 
 _BOOKKEEPING = frozenset(
     {"transformers_version", "_name_or_path", "_model_name_or_path", "architectures", "num_parameters"}
@@ -82,7 +82,7 @@ def _hash_json(value: Any) -> str:
 
 
 def _hash_config(file: Path) -> str:
-    return _hash_json(_without_bookkeeping(_read_json(file)))
+    return _hash_json(_without_bookkeeping(read_json(file)))
 
 
 def _without_bookkeeping(value: Any) -> Any:
@@ -92,23 +92,13 @@ def _without_bookkeeping(value: Any) -> Any:
 
 
 def _hash_tokenizer(file: Path) -> str:
-    content = _read_json(file)
+    content = read_json(file)
     return _hash_json({key: value for key, value in content.items() if key not in ("padding", "truncation", "version")})
 
 
 def _hash_gguf_tokenizer(file: Path) -> str:
     fields = gguf_reader(file).fields
     return _hash_json({name: fields[name].contents() for name in sorted(fields) if name.startswith("tokenizer.ggml.")})
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file}: not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{file}: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 def _cached(kind: str, file: Path, compute: Callable[[Path], str]) -> str:

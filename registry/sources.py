@@ -64,13 +64,22 @@ def read_config(path: Path) -> dict[str, Any]:
 def _read_config(file: Path, size_bytes: int, mtime_ns: int) -> dict[str, Any]:
     if file.suffix.lower() == ".gguf":
         return _read_gguf_header(file)
+    return read_json(file)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        WeightsError: the file holds something else.
+    """
     try:
-        config = json.loads(file.read_text("utf-8"))
+        content = json.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise WeightsError(f"{file}: not readable as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{file}: expected a JSON object, got {type(config).__name__}")
-    return config
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file}: expected a JSON object, got {type(content).__name__}")
+    return content
 
 
 def read_facts(card: ModelCard) -> dict[str, Any]:

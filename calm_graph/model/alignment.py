@@ -7,93 +7,17 @@ training and cached decoding alike.
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
-from tokenizers import Encoding, Tokenizer
 
-from calm_graph.errors import InputError
 from calm_graph.model.segments import SegmentStream
-from calm_graph.model.token_bytes import TokenBytes, specification_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-ALWAYS = -1
-NEVER = 2**62
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnchorTokens:
-    """Anchor tokens of one call.
-
-    Attributes:
-        ids_BT: int64.
-        real_BT: bool, False on padding.
-        index_BT: int64, place of each real token among the row's real tokens, from 0.
-    """
-
-    ids_BT: torch.Tensor
-    real_BT: torch.Tensor
-    index_BT: torch.Tensor
-
-    def where(self, keep_BT: torch.Tensor) -> AnchorTokens:
-        """The same columns with only the tokens in `keep_BT` (bool) counted as real."""
-        return AnchorTokens(ids_BT=self.ids_BT, real_BT=self.real_BT & keep_BT, index_BT=self.index_BT)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tokens:
-    """New tokens of one augmenter, left-padded.
-
-    Attributes:
-        ids_BS: int64.
-        real_BS: bool, False on padding.
-        known_at_BS: int64, anchor index from which the token's text is known and final; NEVER on padding.
-        index_BS: int64, anchor index where its text stands (what rotary positions turn by).
-        prompt_BS: bool, True if the token belongs to the sealed prompt.
-    """
-
-    ids_BS: torch.Tensor
-    real_BS: torch.Tensor
-    known_at_BS: torch.Tensor
-    index_BS: torch.Tensor
-    prompt_BS: torch.Tensor
-
-    def __len__(self) -> int:
-        return self.ids_BS.shape[1]
-
-    def then(self, later: Tokens) -> Tokens:
-        """These tokens followed by `later` ones, compacted to the left-padded form."""
-        joined = {
-            item.name: torch.cat([getattr(self, item.name), getattr(later, item.name)], dim=1) for item in fields(self)
-        }
-        return Tokens(**joined).compact()
-
-    def compact(self) -> Tokens:
-        """The same tokens with each row's real ones at its right end and no column that is all padding."""
-        width = int(self.real_BS.sum(dim=1).max()) if self.real_BS.numel() else 0
-        order_BS = self.real_BS.to(torch.uint8).argsort(dim=1, stable=True)[:, self.real_BS.shape[1] - width :]
-        return Tokens(**{item.name: getattr(self, item.name).gather(1, order_BS) for item in fields(self)})
-
-    def select(self, rows_B: torch.Tensor) -> Tokens:
-        """Row i becomes the old row `rows_B[i]`."""
-        return Tokens(**{item.name: getattr(self, item.name)[rows_B] for item in fields(self)})
-
-    def known_by(self, last_B: torch.Tensor) -> Tokens:
-        """Only the tokens known at anchor index `last_B`, int64 [B]."""
-        real_BS = self.real_BS & (self.known_at_BS <= last_B[:, None])
-        return replace(self, real_BS=real_BS, known_at_BS=self.known_at_BS.masked_fill(~real_BS, NEVER)).compact()
-
-    def thresholds(self, *, prompt_is_open: bool) -> torch.Tensor:
-        """Smallest clock that sees each token; with an open prompt every position sees all of the prompt."""
-        if not prompt_is_open:
-            return self.known_at_BS
-        return self.known_at_BS.masked_fill(self.prompt_BS & self.real_BS, ALWAYS)
+from calm_graph.model.text_tokenizer import TextTokenizer
+from calm_graph.model.token_bytes import TokenBytes
+from calm_graph.model.tokens import NEVER, AnchorTokens, Tokens
 
 
 class Reader(Protocol):
@@ -148,64 +72,6 @@ class SharedReader:
             index_BS=anchor.index_BT,
             prompt_BS=torch.full_like(anchor.real_BT, is_prompt),
         ).compact()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextTokenizer:
-    """An augmenter's tokenizer as three encoders: the prompt, what a template puts around it, and what follows.
-
-    Text of users is encoded as text even where it spells a control token; a template may spell them on purpose.
-    """
-
-    prompt: Tokenizer
-    template: Tokenizer
-    continuation: Tokenizer
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> TextTokenizer:
-        """Build the encoders from a fast tokenizer.
-
-        Raises:
-            InputError: If it has no fast backend.
-        """
-        specification = specification_of(tokenizer) | {"truncation": None, "padding": None}
-        prompt = Tokenizer.from_str(json.dumps(specification))
-        prompt.encode_special_tokens = True
-        specification = _without_first_space(specification)
-        template, continuation = (Tokenizer.from_str(json.dumps(specification)) for _ in range(2))
-        continuation.encode_special_tokens = True
-        return cls(prompt=prompt, template=template, continuation=continuation)
-
-    def encode_prompt(self, text: str, *, template: str | None, goes_on: bool) -> tuple[list[int], list[int]]:
-        """Encode a prompt whole, with the control tokens that the tokenizer puts around a text.
-
-        Args:
-            text: The prompt.
-            template: Text around it, with `{prompt}` where it goes.
-            goes_on: The completion will follow, so control tokens that close a text are left out.
-
-        Returns:
-            Token ids and, for each, the byte of `text` at which it ends: 0 for what stands before the text.
-        """
-        encoding = self.prompt.encode(text)
-        byte_at = [0]
-        for char in text:
-            byte_at.append(byte_at[-1] + len(char.encode()))
-        lead, num_closing = self._around(encoding)
-        tail = len(encoding.ids) - num_closing
-        before, after = (self.template.encode(part, add_special_tokens=False).ids for part in _around(template))
-        closing = [] if goes_on else encoding.ids[tail:]
-        ids = [*encoding.ids[:lead], *before, *encoding.ids[lead:tail], *after, *closing]
-        own_ends = [byte_at[end] for _, end in encoding.offsets[lead:tail]]
-        return ids, [0] * (lead + len(before)) + own_ends + [byte_at[-1]] * (len(after) + len(closing))
-
-    def _around(self, encoding: Encoding) -> tuple[int, int]:
-        """Count the control tokens before and after the text's own tokens."""
-        for shown in (encoding, self.prompt.encode("a")):  # a text without tokens does not show which of them close it
-            is_own = [not special for special in shown.special_tokens_mask]
-            if any(is_own):
-                return is_own.index(True), is_own[::-1].index(True)
-        return len(encoding.ids), 0
 
 
 @dataclass(slots=True)
@@ -307,11 +173,6 @@ class TextReader:
         return [(id, known_at, known_at, True) for id, known_at in zip(ids, known, strict=True)]
 
 
-def _around(template: str | None) -> tuple[str, str]:
-    before, _, after = (template or "{prompt}").partition("{prompt}")
-    return before, after
-
-
 def _real_ids(anchor: AnchorTokens, *, of: torch.Tensor | None = None) -> list[list[int]]:
     values, real = (anchor.ids_BT if of is None else of).tolist(), anchor.real_BT.tolist()
     return [[value for value, is_real in zip(*row, strict=True) if is_real] for row in zip(values, real, strict=True)]
@@ -329,40 +190,3 @@ def _padded(rows: list[list[_Piece]], device: torch.device) -> Tokens:
         index_BS=index_BS,
         prompt_BS=prompt_BS.bool(),
     )
-
-
-def _without_first_space(specification: dict[str, object]) -> dict[str, object]:
-    """The same tokenizer for text in the middle: without the space that some put before the first word."""
-
-    def clean(node: object) -> object:
-        if isinstance(node, list):
-            return [clean(item) for item in node if not (isinstance(item, dict) and item.get("type") == "Prepend")]
-        if isinstance(node, dict):
-            node = {key: clean(value) for key, value in node.items()}
-            if node.get("type") == "Metaspace":
-                node["prepend_scheme"] = "never"
-            if node.get("type") == "ByteLevel" and "add_prefix_space" in node:
-                node["add_prefix_space"] = False
-        return node
-
-    cleaned = dict(specification)
-    for part in ("normalizer", "pre_tokenizer"):
-        node = cleaned.get(part)
-        is_prepend = isinstance(node, dict) and node.get("type") == "Prepend"
-        cleaned[part] = None if is_prepend else clean(node)
-    return cleaned
-
-
-def check_ids(ids_BT: torch.Tensor, vocab_size: int) -> None:
-    """Refuse token ids that the anchor has no embedding for.
-
-    Raises:
-        InputError: Naming the place, the id and the range.
-    """
-    wrong_BT = (ids_BT < 0) | (ids_BT >= vocab_size)
-    if bool(wrong_BT.any()):
-        row, column = (int(x) for x in wrong_BT.nonzero()[0])
-        raise InputError(
-            f"input_ids[{row}, {column}]: got {int(ids_BT[row, column])}, but the anchor's vocabulary has ids "
-            f"0..{vocab_size - 1}; tokenise with the anchor's own tokenizer"
-        )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import nn
@@ -16,17 +14,15 @@ from calm_graph.augmenters.ragged import RaggedCache
 from calm_graph.augmenters.taps import Write
 from calm_graph.augmenters.torch_backend import TorchBackend
 from calm_graph.errors import InputError
-from calm_graph.model.alignment import ALWAYS, NEVER, AnchorTokens, Reader, Tokens
+from calm_graph.model.alignment import Reader
 from calm_graph.model.attachment import Attachment
+from calm_graph.model.inputs import check_prompt
 from calm_graph.model.request import EdgeContext, Request
+from calm_graph.model.scales import Scale, is_off, keyword, scale_in_force, scales_in_force
+from calm_graph.model.tokens import ALWAYS, NEVER, AnchorTokens, Tokens
 from calm_graph.plan.parts import Edge, Plan, PlannedRun
 
-Scale = float | torch.Tensor
 AugmenterInputs = Mapping[str, Mapping[str, torch.Tensor]]
-
-# Scales in force by graph (its id) and augmenter. A context variable is private to a thread; it is not an attribute of
-# the graph because a model must stay copyable.
-_SCALES: ContextVar[Mapping[tuple[int, str], Scale]] = ContextVar("calm_graph_scales")
 
 
 class AugmenterGraph(nn.Module):
@@ -87,16 +83,12 @@ class AugmenterGraph(nn.Module):
         Raises:
             InputError: A name is not an augmenter of this composition.
         """
-        known = {_keyword(name): edge.source for edge in self.plan.edges for name in (edge.source, _declared(edge))}
+        known = {keyword(name): edge.source for edge in self.plan.edges for name in (edge.source, _declared(edge))}
         for name in scales:
-            if _keyword(name) not in known:
+            if keyword(name) not in known:
                 raise InputError(f"augmenters: got {name!r}, but the composition has {sorted(set(known.values()))}")
-        chosen = {(id(self), known[_keyword(name)]): scale for name, scale in scales.items()}
-        token = _SCALES.set({**_SCALES.get({}), **chosen})
-        try:
+        with scales_in_force(self, {known[keyword(name)]: scale for name, scale in scales.items()}):
             yield
-        finally:
-            _SCALES.reset(token)
 
     def begin(
         self,
@@ -120,7 +112,7 @@ class AugmenterGraph(nn.Module):
             InputError: A prompt is not whole, a row is empty, or inputs are missing.
         """
         prompt_lengths = prompt_lengths.to(tokens.ids_BT.device)
-        _check_prompt(tokens, prompt_lengths, prompt_texts)
+        check_prompt(tokens, prompt_lengths, prompt_texts)
         self._check_inputs(inputs)
         if not bool(prompt_lengths.any()):
             self._warn_of_unread_prompts()
@@ -162,7 +154,7 @@ class AugmenterGraph(nn.Module):
         for edge in self._into[target]:
             context = request.contexts.get((edge.source, edge.target))
             scale = self._scale(edge)
-            if context is None or _is_off(scale):
+            if context is None or is_off(scale):
                 continue
             visible_BTS = context.threshold_BS[:, None, :] <= clock_BT[:, :, None]
             for planned in edge.attachments:
@@ -266,14 +258,14 @@ class AugmenterGraph(nn.Module):
             )
 
     def _scale(self, edge: Edge) -> Scale:
-        return _SCALES.get({}).get((id(self), edge.source), edge.scale)
+        return scale_in_force(self, edge.source, default=edge.scale)
 
     def _needed_runs(self) -> frozenset[str]:
         """Runs whose states reach the anchor through edges that are on."""
         needed = {self.plan.anchor.name}
         for run in reversed(self.plan.runs):
             if run.name in needed:
-                needed.update(edge.source for edge in self._into[run.name] if not _is_off(self._scale(edge)))
+                needed.update(edge.source for edge in self._into[run.name] if not is_off(self._scale(edge)))
         return frozenset(needed)
 
     def _runs_with_gradients(self) -> frozenset[str]:
@@ -296,18 +288,9 @@ def _backend_key(run: PlannedRun) -> str:
     return f"run:{run.module_key}"
 
 
-def _keyword(name: str) -> str:
-    """A model's name as Python lets one write it as a keyword."""
-    return re.sub(r"[^0-9A-Za-z]", "_", name)
-
-
 def _declared(edge: Edge) -> str:
     """The name in the declaration: a further reading of a model runs as `composition/name`."""
     return edge.source.rpartition("/")[2]
-
-
-def _is_off(scale: Scale) -> bool:
-    return not isinstance(scale, torch.Tensor) and scale == 0
 
 
 def _attending(
@@ -342,21 +325,3 @@ def _adding(terms: list[Write]) -> Write:
         return hidden_BTD + sum(added[1:], start=added[0])
 
     return write
-
-
-def _check_prompt(
-    tokens: AnchorTokens, prompt_lengths: torch.Tensor, prompt_texts: Sequence[str | None] | None
-) -> None:
-    num_real_B = tokens.real_BT.sum(dim=1)
-    if prompt_lengths.shape != num_real_B.shape:
-        raise InputError(f"prompt_lengths: got shape {tuple(prompt_lengths.shape)}, expected ({len(num_real_B)},)")
-    for row, (length, num_real) in enumerate(zip(prompt_lengths.tolist(), num_real_B.tolist(), strict=True)):
-        if num_real == 0:
-            raise InputError(f"input_ids[{row}]: the row has no token; give at least the beginning-of-text token")
-        if not 0 <= length <= num_real:
-            raise InputError(
-                f"prompt_lengths[{row}]: got {length}, but the row has {num_real} tokens; "
-                "the first call must hold the whole prompt"
-            )
-    if prompt_texts is not None and len(prompt_texts) != len(prompt_lengths):
-        raise InputError(f"prompt_texts: got {len(prompt_texts)} texts for {len(prompt_lengths)} rows")

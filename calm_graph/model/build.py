@@ -14,11 +14,12 @@ from calm_graph.augmenters.torch_backend import TorchBackend
 from calm_graph.declare.composition import Composition
 from calm_graph.declare.files import stored_cards
 from calm_graph.errors import CheckpointError, InputError
-from calm_graph.model.alignment import Reader, SharedReader, TextReader, TextTokenizer
+from calm_graph.model.alignment import Reader, SharedReader, TextReader
 from calm_graph.model.augmenter_graph import AugmenterGraph
 from calm_graph.model.checkpoint import copy_exactly, read_description, read_tensors
 from calm_graph.model.composed import ComposedModel
 from calm_graph.model.config import CalmGraphConfig
+from calm_graph.model.text_tokenizer import TextTokenizer
 from calm_graph.model.token_bytes import TokenBytes
 from calm_graph.plan.graph import make_plan
 from calm_graph.plan.parts import Plan, PlannedRun

@@ -15,12 +15,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from calm_graph.augmenters.taps import BlockCall, during, watch
 from calm_graph.errors import InputError
-from calm_graph.model.alignment import AnchorTokens, check_ids
-from calm_graph.model.augmenter_graph import AugmenterGraph, AugmenterInputs, Scale
+from calm_graph.model.augmenter_graph import AugmenterGraph, AugmenterInputs
 from calm_graph.model.cache import ComposedCache
 from calm_graph.model.config import CalmGraphConfig
 from calm_graph.model.generation import ComposedGeneration
+from calm_graph.model.inputs import check_ids
 from calm_graph.model.pretrained import PretrainedMixin
+from calm_graph.model.scales import Scale
+from calm_graph.model.tokens import AnchorTokens
 from calm_graph.plan.parts import Plan
 from registry import ModelCard
 from registry.layouts import blocks

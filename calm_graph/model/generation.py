@@ -14,8 +14,8 @@ from calm_graph.model.cache import ComposedCache
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-    from calm_graph.model.alignment import AnchorTokens
     from calm_graph.model.augmenter_graph import AugmenterGraph
+    from calm_graph.model.tokens import AnchorTokens
 
 
 class ComposedGeneration:

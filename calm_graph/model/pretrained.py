@@ -175,6 +175,8 @@ def _download(repo_id: str, hub: dict[str, Any]) -> Path:
     try:
         return Path(snapshot_download(repo_id, allow_patterns=["*.safetensors", "*.json", "*.jinja"], **hub))
     except Exception as error:  # network, name, permission: each has its own class, and all end the same way
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
         raise CheckpointError(
-            f"{repo_id!r} is no folder here, and the hub did not give it ({type(error).__name__}: {error})"
+            f"{repo_id!r} is no folder here, and the hub did not give it ({type(error).__name__}: {reason}); "
+            "check the path, or the name on the hub and the network"
         ) from error

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from calm_graph.augmenters.ragged import RaggedCache
-from calm_graph.model.alignment import NEVER, Reader, Tokens
+from calm_graph.model.alignment import Reader
+from calm_graph.model.tokens import NEVER, Tokens
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from calm_graph.model.alignment import ALWAYS, NEVER, AnchorTokens, SharedReader, TextReader, TextTokenizer, Tokens
+from calm_graph.model.alignment import SharedReader, TextReader
 from calm_graph.model.segments import SegmentStream
+from calm_graph.model.text_tokenizer import TextTokenizer
 from calm_graph.model.token_bytes import TokenBytes
+from calm_graph.model.tokens import ALWAYS, NEVER, AnchorTokens, Tokens
 from tests.model.pico import make_tokenizer, tokenizer_json
 from tests.model.text import any_text, cuts
 

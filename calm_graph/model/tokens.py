@@ -1,0 +1,79 @@
+"""Tokens of the anchor and of an augmenter in one call: which are real, where they stand, from when they are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+ALWAYS = -1
+NEVER = 2**62
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnchorTokens:
+    """Anchor tokens of one call.
+
+    Attributes:
+        ids_BT: int64.
+        real_BT: bool, False on padding.
+        index_BT: int64, place of each real token among the row's real tokens, from 0.
+    """
+
+    ids_BT: torch.Tensor
+    real_BT: torch.Tensor
+    index_BT: torch.Tensor
+
+    def where(self, keep_BT: torch.Tensor) -> AnchorTokens:
+        """The same columns with only the tokens in `keep_BT` (bool) counted as real."""
+        return AnchorTokens(ids_BT=self.ids_BT, real_BT=self.real_BT & keep_BT, index_BT=self.index_BT)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tokens:
+    """New tokens of one augmenter, left-padded.
+
+    Attributes:
+        ids_BS: int64.
+        real_BS: bool, False on padding.
+        known_at_BS: int64, anchor index from which the token's text is known and final; NEVER on padding.
+        index_BS: int64, anchor index where its text stands (what rotary positions turn by).
+        prompt_BS: bool, True if the token belongs to the sealed prompt.
+    """
+
+    ids_BS: torch.Tensor
+    real_BS: torch.Tensor
+    known_at_BS: torch.Tensor
+    index_BS: torch.Tensor
+    prompt_BS: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.ids_BS.shape[1]
+
+    def then(self, later: Tokens) -> Tokens:
+        """These tokens followed by `later` ones, compacted to the left-padded form."""
+        joined = {
+            item.name: torch.cat([getattr(self, item.name), getattr(later, item.name)], dim=1) for item in fields(self)
+        }
+        return Tokens(**joined).compact()
+
+    def compact(self) -> Tokens:
+        """The same tokens with each row's real ones at its right end and no column that is all padding."""
+        width = int(self.real_BS.sum(dim=1).max()) if self.real_BS.numel() else 0
+        order_BS = self.real_BS.to(torch.uint8).argsort(dim=1, stable=True)[:, self.real_BS.shape[1] - width :]
+        return Tokens(**{item.name: getattr(self, item.name).gather(1, order_BS) for item in fields(self)})
+
+    def select(self, rows_B: torch.Tensor) -> Tokens:
+        """Row i becomes the old row `rows_B[i]`."""
+        return Tokens(**{item.name: getattr(self, item.name)[rows_B] for item in fields(self)})
+
+    def known_by(self, last_B: torch.Tensor) -> Tokens:
+        """Only the tokens known at anchor index `last_B`, int64 [B]."""
+        real_BS = self.real_BS & (self.known_at_BS <= last_B[:, None])
+        return replace(self, real_BS=real_BS, known_at_BS=self.known_at_BS.masked_fill(~real_BS, NEVER)).compact()
+
+    def thresholds(self, *, prompt_is_open: bool) -> torch.Tensor:
+        """Smallest clock that sees each token; with an open prompt every position sees all of the prompt."""
+        if not prompt_is_open:
+            return self.known_at_BS
+        return self.known_at_BS.masked_fill(self.prompt_BS & self.real_BS, ALWAYS)
