@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from calm_graph.data.samples import Dataset
 from calm_graph.declare.settings import Precision
-from calm_graph.train.data import Dataset
 from calm_graph.train.step import run
 
 

@@ -11,10 +11,11 @@ from typing import Literal
 
 import torch
 
+from calm_graph.data.order import BatchOrder
+from calm_graph.data.samples import Dataset
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import TrainingError
 from calm_graph.model.composed import ComposedModel
-from calm_graph.train.data import BatchOrder, Dataset
 from calm_graph.train.evaluation import Evaluation, evaluate
 from calm_graph.train.folder import RunFolder, write_json
 from calm_graph.train.interrupts import StopRequest, stop_on_signals

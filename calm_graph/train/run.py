@@ -6,16 +6,16 @@ from pathlib import Path
 
 import torch
 
+from calm_graph.data.rows import Rows
+from calm_graph.data.samples import Dataset, load_dataset
 from calm_graph.declare.composition import Composition
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import TrainingError
 from calm_graph.model.build import build_model
 from calm_graph.model.composed import ComposedModel
-from calm_graph.train.data import Dataset, load_dataset
 from calm_graph.train.folder import RunFolder
 from calm_graph.train.loop import Loop, TrainResult
 from calm_graph.train.progress import Show
-from calm_graph.train.rows import Rows
 from registry import Registry
 
 

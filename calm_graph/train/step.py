@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from calm_graph.data.samples import IGNORED, Batch
 from calm_graph.declare.settings import Precision, TrainSettings
 from calm_graph.errors import TrainingError
-from calm_graph.train.data import IGNORED, Batch
 
 
 @dataclass(frozen=True, slots=True)

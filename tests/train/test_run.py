@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 import calm_graph
 from calm_graph import Composition, every
+from calm_graph.data.samples import load_dataset
 from calm_graph.declare.composition import Augmenter
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import CheckpointError, InputError, TrainingError
@@ -27,7 +28,6 @@ from calm_graph.model.composed import ComposedModel
 from calm_graph.train import TrainingInterrupted, TrainResult, fit
 from calm_graph.train import loop as loop_module
 from calm_graph.train import run as run_module
-from calm_graph.train.data import load_dataset
 from calm_graph.train.metrics import read_metrics
 from calm_graph.train.state import list_states
 from tests.model.pico import Zoo

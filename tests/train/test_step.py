@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from calm_graph.data.samples import Batch, Dataset, load_dataset
 from calm_graph.errors import TrainingError
-from calm_graph.train.data import Batch, Dataset, load_dataset
 from calm_graph.train.loop import cut
 from calm_graph.train.step import (
     NonFiniteError,

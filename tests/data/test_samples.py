@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from calm_graph.data.order import BatchOrder
+from calm_graph.data.samples import Dataset, collate, load_dataset
 from calm_graph.errors import InputError
-from calm_graph.train.data import BatchOrder, Dataset, collate, load_dataset
 from tests.model.pico import make_tokenizer
 
 CHATML = (
