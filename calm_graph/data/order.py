@@ -7,6 +7,11 @@ from collections.abc import Sequence
 import torch
 
 
+def share(indices: Sequence[int], rank: int, num_workers: int) -> list[int]:
+    """Return one worker's samples of a batch; of a batch sorted by length, all workers get about as many tokens."""
+    return list(indices[rank::num_workers])
+
+
 class BatchOrder:
     """Which samples each step trains on: every sample once per epoch, batches of similar lengths, seeded.
 

@@ -40,7 +40,16 @@ class TrainSettings(Declared):
         log_every_steps: Steps between two progress lines when there is no terminal.
         precision: `fp32`, or `bf16` autocast; the trained weights are kept as they are either way. Frozen weights are
             kept as their files hold them, but `fp32` on a CPU widens them, which is exact and much faster.
-        device: `auto` takes a GPU when there is one; otherwise any name that torch knows, such as `cuda:1`.
+        device: `auto` takes a GPU when there is one; otherwise any name that torch knows, such as `cuda:1`. Ray workers
+            take the device that Ray gives them.
+        num_workers: Processes that share each batch, started by Ray; 0 trains in this process. The step is the same
+            for any number. A pair (fewest, most) lets Ray add and remove workers as nodes come and go.
+        use_gpu: Each Ray worker gets a GPU of its own.
+        cpus_per_worker: CPUs of each Ray worker; None shares out those of the cluster.
+        max_failures: Times that lost workers are replaced, each time from the last checkpoint, before the run fails.
+        hang_timeout_s: A worker that does not answer the others for so long counts as lost.
+        wait_for_resources_s: How long an autoscaling cluster may take to grow to what the workers need; 0 refuses at
+            once what the cluster does not have.
     """
 
     max_steps: int = Field(default=1000, ge=1)
@@ -63,6 +72,20 @@ class TrainSettings(Declared):
     log_every_steps: int = Field(default=10, ge=1)
     precision: Precision = "fp32"
     device: str = "auto"
+    num_workers: int | tuple[int, int] = 0
+    use_gpu: bool = False
+    cpus_per_worker: int | None = Field(default=None, ge=1)
+    max_failures: int = Field(default=3, ge=0)
+    hang_timeout_s: float = Field(default=600.0, gt=0)
+    wait_for_resources_s: float = Field(default=0.0, ge=0)
+
+    @field_validator("num_workers")
+    @classmethod
+    def _workers_are_a_number_or_a_range(cls, num_workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        fewest, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
+        if not (0 <= fewest <= most) or (fewest == 0 and not isinstance(num_workers, int)):
+            raise ValueError("must be 0, a number of workers, or (fewest, most) with 1 <= fewest <= most")
+        return num_workers
 
     @field_validator("betas")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from calm_graph.declare.settings import TrainSettings
-from calm_graph.train.loop import TrainingInterrupted, TrainResult
-from calm_graph.train.run import fit
+from calm_graph.train.loop import TrainResult
+from calm_graph.train.run import TrainingInterrupted, fit
 
 __all__ = ["TrainResult", "TrainSettings", "TrainingInterrupted", "fit"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import TrainingError
 from calm_graph.train.state import list_states
 
-# What may differ when a run goes on: how long it is, what is kept and shown, and how a batch is run.
+# What may differ when a run goes on: how long it is, what is kept and shown, and who runs a batch in which pieces.
 _MAY_CHANGE = frozenset(
     {
         "max_steps",
@@ -23,6 +25,12 @@ _MAY_CHANGE = frozenset(
         "eval_every_steps",
         "log_every_steps",
         "device",
+        "num_workers",
+        "use_gpu",
+        "cpus_per_worker",
+        "max_failures",
+        "hang_timeout_s",
+        "wait_for_resources_s",
     }
 )
 
@@ -67,18 +75,16 @@ class RunFolder:
         states = list_states(self.states)
         return states[-1] if states else None
 
-    def open(self, settings: TrainSettings, *, resume: bool) -> Path | None:
-        """Make the folder ready for a run and store its settings.
+    def check(self, settings: TrainSettings, *, resume: bool) -> None:
+        """Refuse a run that may not begin or go on here; nothing is written.
 
         Args:
             settings: Of the run.
             resume: Whether an earlier run may be continued.
 
-        Returns:
-            The state to go on from; None starts from the beginning.
-
         Raises:
-            TrainingError: An earlier run is there and `resume` is not asked for, or it had other settings.
+            TrainingError: An earlier run is there and `resume` is not asked for, it had other settings, or the folder
+                cannot be written.
         """
         state = self.last_state()
         if not resume and (self.result_file.exists() or state is not None or self._holds_composition()):
@@ -89,10 +95,25 @@ class RunFolder:
             raise TrainingError(f"{self.path}: holds a composition, but no run to resume; choose another out")
         if state is not None and self.settings_file.exists():
             self._check_same(settings)
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise TrainingError(f"{self.path}: cannot be written ({error}); choose another out") from None
+
+    def open(self, settings: TrainSettings) -> None:
+        """Begin or go on with a run that `check` allowed: its settings are stored, and it counts as unfinished."""
         self.result_file.unlink(missing_ok=True)
         write_json(self.settings_file, settings.model_dump(mode="json"))
-        return state
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process was still writing; none of it could be loaded."""
+        for leftover in (*self.states.glob(".*.tmp"), *self.path.glob(".*.tmp")):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
     def _holds_composition(self) -> bool:
         return (self.path / "composition.json").exists()

@@ -1,29 +1,30 @@
-"""The training loop in one process: steps, evaluations, states on disk, and four ways to end."""
+"""The training loop, the same in one process and in each of many: steps, evaluations, states on disk, its end."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
-from calm_graph.data.order import BatchOrder
+from calm_graph.data.order import BatchOrder, share
 from calm_graph.data.samples import Dataset
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import TrainingError
 from calm_graph.model.composed import ComposedModel
 from calm_graph.train.evaluation import Evaluation, evaluate
 from calm_graph.train.folder import RunFolder, write_json
-from calm_graph.train.interrupts import StopRequest, stop_on_signals
 from calm_graph.train.metrics import MetricsLog, read_metrics
 from calm_graph.train.plots import plot_loss
-from calm_graph.train.progress import Reporter, Show, make_reporter
+from calm_graph.train.progress import Reporter
 from calm_graph.train.state import TrainState, restore_state, save_state
 from calm_graph.train.step import NonFiniteError, StepResult, learning_rate_at, make_optimizer, train_step
+from calm_graph.train.workers import ALONE, Workers
 
 Stopped = Literal["finished", "early", "interrupted"]
 
@@ -46,19 +47,8 @@ class TrainResult:
     stopped: Stopped
 
 
-class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM came; the state is saved.
-
-    A KeyboardInterrupt, so that a script that trains several times ends as well.
-
-    Args:
-        message: How to resume.
-        result: Of the steps that were done.
-    """
-
-    def __init__(self, message: str, result: TrainResult) -> None:
-        super().__init__(message)
-        self.result = result
+class DivergedError(TrainingError):
+    """The loss is no number: all workers stop at the same step, and trying the step again would not help."""
 
 
 @dataclass(slots=True)
@@ -71,7 +61,9 @@ class Loop:
         eval_dataset: Held-out samples; None trains without evaluation.
         folder: Already opened.
         settings: Of the run.
-        show: How progress is shown.
+        reporter: Hears of every step, in the first worker.
+        stop_requested: Asked at every step whether to save and stop.
+        workers: Who trains; each runs its own loop.
     """
 
     model: ComposedModel
@@ -79,10 +71,12 @@ class Loop:
     eval_dataset: Dataset | None
     folder: RunFolder
     settings: TrainSettings
-    show: Show = "auto"
+    reporter: Reporter
+    stop_requested: Callable[[], bool]
+    workers: Workers = ALONE
     _state: TrainState = field(init=False)
-    _log: MetricsLog = field(init=False)
-    _reporter: Reporter = field(init=False)
+    _log: MetricsLog | None = field(init=False, default=None)
+    _stopping: bool = field(init=False, default=False)
 
     def run(self, state_folder: Path | None) -> TrainResult:
         """Train to the end, from the beginning or from a state.
@@ -91,13 +85,13 @@ class Loop:
             state_folder: What `save_state` wrote; None starts from the beginning.
 
         Returns:
-            The result, also written to `result.json`.
+            The result. The first worker also writes it to `result.json`, unless the run was interrupted.
 
         Raises:
-            TrainingError: The loss is no number, or the state does not fit the data or the model.
-            TrainingInterrupted: A signal came; the state is saved.
+            DivergedError: The loss is no number.
+            TrainingError: The state does not fit the data or the model, or the workers see different states.
         """
-        settings = self.settings
+        settings, first = self.settings, self.workers.is_first
         optimizer = make_optimizer(self.model, settings)
         order = BatchOrder(
             [len(sample.input_ids) for sample in self.dataset.samples],
@@ -106,31 +100,26 @@ class Loop:
             pool_batches=settings.pool_batches,
         )
         self._state = self._start(state_folder, optimizer)
-        self._log = MetricsLog(self.folder.path, first_step=self._state.step)
-        self._reporter = make_reporter(
-            self.show,
-            first_step=self._state.step,
-            max_steps=settings.max_steps,
-            log_every_steps=settings.log_every_steps,
-        )
+        self._check_same_start()
+        replica = self.workers.replicate(self.model)
+        if first:
+            self._log = MetricsLog(self.folder.path, first_step=self._state.step)
+            self.reporter.start(self._state.step)
         self.model.train()
         try:
-            with stop_on_signals() as stop:
-                if self._state.step == 0:
+            if self._state.step == 0:
+                self._evaluate()
+            while (stopped := self._stopped()) is None:
+                self._step(replica, optimizer, order)
+                step = self._state.step
+                if step % settings.eval_every_steps == 0 or step == settings.max_steps:
                     self._evaluate()
-                stopped = self._stopped(stop)
-                while stopped is None:
-                    self._step(optimizer, order)
-                    step = self._state.step
-                    if step % settings.eval_every_steps == 0 or step == settings.max_steps:
-                        self._evaluate()
-                    stopped = self._stopped(stop)
-                    if stopped or step % settings.checkpoint_every_steps == 0:
-                        self._save(optimizer)
-                return self._end(stopped)
+                if first and (self._stopped() or step % settings.checkpoint_every_steps == 0):
+                    self._save(optimizer)
+            return self._end(stopped)
         finally:
-            self._log.close()
-            self._reporter.close()
+            if self._log is not None:
+                self._log.close()
 
     def _start(self, state_folder: Path | None, optimizer: torch.optim.Optimizer) -> TrainState:
         fingerprint = self.dataset.fingerprint()
@@ -144,27 +133,43 @@ class Loop:
             )
         return state
 
-    def _step(self, optimizer: torch.optim.Optimizer, order: BatchOrder) -> None:
-        settings, step = self.settings, self._state.step
+    def _check_same_start(self) -> None:
+        steps = [int(values[0]) for values in self.workers.gather([self._state.step])]
+        if len(set(steps)) > 1:
+            raise TrainingError(
+                f"{self.folder.path}: workers 0..{len(steps) - 1} find the states of the steps {steps} there; "
+                "out must be one folder that all nodes share"
+            )
+
+    def _step(self, replica: nn.Module, optimizer: torch.optim.Optimizer, order: BatchOrder) -> None:
+        settings, step, workers = self.settings, self._state.step, self.workers
         indices = order.batch(step)
-        pieces = cut(indices, settings.gradient_accumulation_steps)
+        # The others wait for this worker's gradients, so it runs something even when there is nothing for it.
+        own = share(indices, workers.rank, workers.count)
+        num_supervised = sum(self.dataset.samples[index].num_supervised for index in indices) / workers.count
         began = time.perf_counter()
         learning_rate = learning_rate_at(step, settings)
         try:
             result = train_step(
-                self.model,
-                [self.dataset.batch(piece) for piece in pieces],
+                replica,
+                [self.dataset.batch(piece) for piece in cut(own or indices[:1], settings.gradient_accumulation_steps)],
                 optimizer,
                 learning_rate=learning_rate,
                 max_grad_norm=settings.max_grad_norm,
                 precision=settings.precision,
+                num_items_in_batch=num_supervised if own else math.inf,
+                workers=workers,
+                stop_requested=self.stop_requested,
             )
         except NonFiniteError as error:
-            raise self._not_finite(error, [pieces[piece] for piece in error.pieces]) from None
+            raise self._not_finite(error, indices) from None
         self._state = replace(self._state, step=step + 1)
+        self._stopping = result.stop
         self._record(result, learning_rate, time.perf_counter() - began, epoch=step / order.batches_per_epoch)
 
     def _record(self, result: StepResult, learning_rate: float, seconds: float, *, epoch: float) -> None:
+        if self._log is None:
+            return
         record: dict[str, float] = {
             "step": self._state.step,
             "epoch": epoch,
@@ -176,13 +181,18 @@ class Loop:
             "step_s": seconds,
         }
         self._log.write(record)
-        self._reporter.step(self._state.step, record)
+        self.reporter.step(self._state.step, record)
 
-    def _not_finite(self, error: NonFiniteError, pieces: Sequence[Sequence[int]]) -> TrainingError:
-        rows = [self.dataset.samples[index].where for piece in pieces for index in piece]
+    def _not_finite(self, error: NonFiniteError, indices: Sequence[int]) -> DivergedError:
+        culprits = indices
+        if error.pieces:
+            num_pieces = self.settings.gradient_accumulation_steps
+            cuts = {rank: cut(share(indices, rank, self.workers.count), num_pieces) for rank, _ in error.pieces}
+            culprits = [index for rank, piece in error.pieces for index in cuts[rank][piece]]
+        rows = [self.dataset.samples[index].where for index in culprits]
         last = self.folder.last_state()
         kept = f"the last good state is {last}" if last else "no state was written yet"
-        return TrainingError(
+        return DivergedError(
             f"step {self._state.step + 1}: {error}, in the rows {_some(rows)}; nothing was updated or overwritten, and "
             f"{kept}. Look at these rows, lower learning_rate, or set max_grad_norm"
         )
@@ -192,24 +202,28 @@ class Loop:
             return
         settings, state = self.settings, self._state
         size = -(-settings.batch_size // settings.gradient_accumulation_steps)
-        result = evaluate(self.model, self.eval_dataset, batch_size=size, precision=settings.precision)
+        result = evaluate(
+            self.model, self.eval_dataset, batch_size=size, precision=settings.precision, workers=self.workers
+        )
         if not math.isfinite(result.loss):
-            raise TrainingError(f"step {state.step}: the evaluation's loss is not a finite number; nothing was saved")
+            raise DivergedError(f"step {state.step}: the evaluation's loss is not a finite number; nothing was saved")
         best = state.best_loss is None or result.loss < state.best_loss
+        self._state = _after(state, result, best=best)
+        if self._log is None:
+            return
         self._log.write(
             {"step": state.step, "eval_loss": result.loss, "eval_bits_per_byte": result.bits_per_byte},
         )
-        self._reporter.evaluation(state.step, result, best=best)
-        self._state = _after(state, result, best=best)
+        self.reporter.evaluation(state.step, result, best=best)
         if best:
             self.model.save_pretrained(self.folder.path)
 
-    def _stopped(self, stop: StopRequest) -> Stopped | None:
+    def _stopped(self) -> Stopped | None:
         if self._state.step >= self.settings.max_steps:
             return "finished"
         if self.settings.patience is not None and self._state.num_bad_evaluations >= self.settings.patience:
             return "early"
-        return "interrupted" if stop.requested else None
+        return "interrupted" if self._stopping else None
 
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
         save_state(
@@ -222,22 +236,18 @@ class Loop:
 
     def _end(self, stopped: Stopped) -> TrainResult:
         state = self._state
+        self.model.eval()  # type: ignore[no-untyped-call]
+        if not self.workers.is_first:
+            return TrainResult(self.folder.path, {}, state.step, stopped)
         if state.best_step is None:
             self.model.save_pretrained(self.folder.path)
-        self.model.eval()  # type: ignore[no-untyped-call]
         records = read_metrics(self.folder.metrics_file)
         plot_loss(records, self.folder.plot_file)
         result = TrainResult(self.folder.path, _summary(records, state), state.step, stopped)
-        if stopped == "interrupted":
-            message = (
-                f"interrupted at step {state.step} of {self.settings.max_steps}; saved {self.folder.last_state()}. "
-                "Resume with the same command and --resume, or fit(..., resume=True)"
+        if stopped != "interrupted":
+            write_json(
+                self.folder.result_file, {"stopped": result.stopped, "steps": result.steps, "metrics": result.metrics}
             )
-            self._reporter.say(message)
-            raise TrainingInterrupted(message, result)
-        write_json(
-            self.folder.result_file, {"stopped": result.stopped, "steps": result.steps, "metrics": result.metrics}
-        )
         return result
 
 

@@ -16,6 +16,9 @@ Show = Literal["auto", "plain", "none"]
 class Reporter(Protocol):
     """Hears of every step."""
 
+    def start(self, step: int) -> None:
+        """Training begins, or goes on, after so many steps."""
+
     def step(self, step: int, record: dict[str, float]) -> None:
         """A step is done."""
 
@@ -29,17 +32,20 @@ class Reporter(Protocol):
         """The run is over."""
 
 
-def make_reporter(show: Show, *, first_step: int, max_steps: int, log_every_steps: int) -> Reporter:
+def make_reporter(show: Show, *, max_steps: int, log_every_steps: int) -> Reporter:
     """Return a bar when stderr is a terminal and `show` is `auto`, plain lines for the others, or silence."""
     if show == "none":
         return Silent()
     if show == "auto" and sys.stderr.isatty():
-        return Bar(first_step=first_step, max_steps=max_steps)
+        return Bar(max_steps=max_steps)
     return Lines(max_steps=max_steps, log_every_steps=log_every_steps)
 
 
 class Silent:
     """Says nothing."""
+
+    def start(self, step: int) -> None:
+        """Do nothing."""
 
     def step(self, step: int, record: dict[str, float]) -> None:
         """Do nothing."""
@@ -66,6 +72,11 @@ class Lines:
         self.max_steps = max_steps
         self.log_every_steps = log_every_steps
 
+    def start(self, step: int) -> None:
+        """Write a line when a run goes on."""
+        if step:
+            self.say(f"going on after step {step}/{self.max_steps}")
+
     def step(self, step: int, record: dict[str, float]) -> None:
         """Write a line when it is time."""
         if step % self.log_every_steps == 0 or step == self.max_steps:
@@ -90,11 +101,10 @@ class Bar:
     """A progress bar with loss, tokens per second and the last evaluation.
 
     Args:
-        first_step: Steps already done by the run that is resumed.
         max_steps: Of the run.
     """
 
-    def __init__(self, *, first_step: int, max_steps: int) -> None:
+    def __init__(self, *, max_steps: int) -> None:
         self._progress = Progress(
             TextColumn("train"),
             BarColumn(),
@@ -106,9 +116,15 @@ class Bar:
             console=Console(stderr=True),
         )
         self._task: TaskID = self._progress.add_task(
-            "train", total=max_steps, completed=first_step, loss="", speed="", evaluated=""
+            "train", start=False, total=max_steps, loss="", speed="", evaluated=""
         )
         self._progress.start()
+
+    def start(self, step: int) -> None:
+        """Put the bar where the run begins; the time that is left is reckoned from here."""
+        self._progress.reset(self._task, completed=step)
+        if step:
+            self.say(f"going on after step {step}")
 
     def step(self, step: int, record: dict[str, float]) -> None:
         """Move the bar."""

@@ -4,19 +4,38 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from calm_graph.data.rows import Rows
-from calm_graph.data.samples import Dataset, load_dataset
+from calm_graph.data.samples import load_dataset
 from calm_graph.declare.composition import Composition
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import TrainingError
-from calm_graph.model.build import build_model
+from calm_graph.model.checkpoint import trained_tensors
 from calm_graph.model.composed import ComposedModel
+from calm_graph.plan.graph import make_plan
+from calm_graph.plan.parts import Plan
 from calm_graph.train.folder import RunFolder
-from calm_graph.train.loop import Loop, TrainResult
-from calm_graph.train.progress import Show
+from calm_graph.train.interrupts import stop_on_signals
+from calm_graph.train.job import Job, find_device
+from calm_graph.train.loop import TrainResult
+from calm_graph.train.progress import Show, make_reporter
+from calm_graph.train.workers import Workers
 from registry import Registry
+from registry.weights import load_tokenizer
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM came; the state is saved.
+
+    A KeyboardInterrupt, so that a script that trains several times ends as well.
+
+    Args:
+        message: How to resume.
+        result: Of the steps that were done.
+    """
+
+    def __init__(self, message: str, result: TrainResult) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 def fit(
@@ -33,11 +52,14 @@ def fit(
 ) -> TrainResult:
     """Train the attachments of a composition; the frozen models stay as they are.
 
+    With `settings.num_workers` at least 1 the work is done by Ray workers, each with the frozen models loaded; the
+    steps are the same.
+
     Args:
         composition_or_model: A declaration, which is built first, or a model that is trained further in place.
         data: Rows to train on: a JSONL file, or a list.
         eval_data: Held-out rows. With them the checkpoint is that of the best evaluation, else that of the last step.
-        out: The folder of the run; None is `runs/NAME`, after the composition.
+        out: The folder of the run, shared by all nodes of a cluster; None is `runs/NAME`, after the composition.
         settings: None takes every default.
         resume: Go on from the last state in `out`; without one, begin.
         registry: Where the composition's names are looked up; None is the default registry.
@@ -48,50 +70,68 @@ def fit(
 
     Raises:
         InputError: Rows are wrong or too long.
-        TrainingError: `out` holds another run, settings do not fit each other, or the loss is no number.
+        TrainingError: `out` holds another run or cannot be written, settings do not fit each other, the cluster has
+            too few CPUs or GPUs, workers were lost too often, or the loss is no number.
         TrainingInterrupted: Ctrl-C or SIGTERM came; the state is saved, and the message says how to resume.
         DeclarationError: The composition cannot be built.
     """
     settings = settings or TrainSettings()
     if settings.patience is not None and eval_data is None:
         raise TrainingError(f"patience is {settings.patience}, but without eval_data nothing is evaluated")
-    folder = RunFolder(Path(out) if out is not None else Path("runs") / _name_of(composition_or_model))
-    state = folder.open(settings, resume=resume)
-    device = _device(settings.device)
-    model = composition_or_model
-    if isinstance(model, Composition):
-        # Most CPUs have no bf16 arithmetic: with SmolLM2-135M on one, a forward took 5 and a backward 26 times as long.
-        dtype = torch.float32 if device.type == "cpu" and settings.precision == "fp32" else None
-        model = build_model(model, registry=registry, dtype=dtype, seed=settings.seed)
-    limit = _max_length(model, settings)
-    dataset = load_dataset(data, model.tokenizer, max_length=limit, long_rows=settings.long_rows)
-    held_out: Dataset | None = None
-    if eval_data is not None:
-        held_out = load_dataset(eval_data, model.tokenizer, max_length=limit, long_rows=settings.long_rows)
-    model.to(device)  # type: ignore[arg-type]
-    torch.manual_seed(settings.seed)
-    return Loop(model, dataset, held_out, folder, settings, show).run(state)
+    model = composition_or_model if isinstance(composition_or_model, ComposedModel) else None
+    plan = model.plan if model else make_plan(composition_or_model, registry=registry)  # type: ignore[arg-type]
+    folder = RunFolder(Path(out if out is not None else Path("runs") / plan.composition.name).absolute())
+    folder.check(settings, resume=resume)
+    device = find_device(settings.device)
+    if settings.num_workers:
+        from calm_graph.train import ray_trainer
+
+        ray_trainer.check_cluster(settings)
+    tokenizer = model.tokenizer if model else load_tokenizer(plan.anchor.card)
+    limit = _max_length(plan, settings)
+    dataset, held_out = (
+        None if rows is None else load_dataset(rows, tokenizer, max_length=limit, long_rows=settings.long_rows)
+        for rows in (data, eval_data)
+    )
+    assert dataset is not None
+    folder.open(settings)
+    job = Job(
+        plan=plan,
+        dataset=dataset,
+        eval_dataset=held_out,
+        folder=folder,
+        settings=settings,
+        start=trained_tensors(model) if model and settings.num_workers else None,
+    )
+    reporter = make_reporter(show, max_steps=settings.max_steps, log_every_steps=settings.log_every_steps)
+    try:
+        with stop_on_signals() as stop:
+            if settings.num_workers:
+                result = ray_trainer.run(job, reporter=reporter, stop=stop)
+            else:
+                model = model or job.build(device)
+                workers = Workers(device=device)
+                result = job.run(model, workers=workers, reporter=reporter, stop_requested=lambda: stop.requested)
+        if result.stopped == "interrupted":
+            message = _how_to_resume(result, job)
+            reporter.say(message)
+            raise TrainingInterrupted(message, result)
+    finally:
+        reporter.close()
+    if model and settings.num_workers and (state := folder.last_state()):
+        model.load_composition_weights(state)
+    return result
 
 
-def _name_of(composition_or_model: Composition | ComposedModel) -> str:
-    if isinstance(composition_or_model, Composition):
-        return composition_or_model.name
-    return composition_or_model.plan.composition.name
+def _how_to_resume(result: TrainResult, job: Job) -> str:
+    return (
+        f"interrupted at step {result.steps} of {job.settings.max_steps}; saved {job.folder.last_state()}. "
+        "Resume with the same command and --resume, or fit(..., resume=True)"
+    )
 
 
-def _max_length(model: ComposedModel, settings: TrainSettings) -> int | None:
-    context: int | None = model.plan.anchor.card.context_length
+def _max_length(plan: Plan, settings: TrainSettings) -> int | None:
+    context: int | None = plan.anchor.card.context_length
     if settings.max_length is not None and context is not None and settings.max_length > context:
         raise TrainingError(f"settings.max_length: got {settings.max_length}, but the anchor's context is {context}")
     return settings.max_length or context
-
-
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        try:
-            return torch.device(name)
-        except RuntimeError as error:
-            raise TrainingError(f"settings.device: got {name!r}: {error}") from None
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from calm_graph.data.samples import IGNORED, Batch
 from calm_graph.declare.settings import Precision, TrainSettings
 from calm_graph.errors import TrainingError
+from calm_graph.train.workers import ALONE, Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +24,16 @@ class StepResult:
     Args:
         loss: Mean cross-entropy in nats over the supervised tokens of the batch.
         grad_norm: Before clipping.
-        num_tokens: Real tokens run, prompts included.
+        num_tokens: Real tokens run, prompts included, by all workers.
         num_positions: Tokens and padding run.
+        stop: Whether any worker was asked to stop.
     """
 
     loss: float
     grad_norm: float
     num_tokens: int
     num_positions: int
+    stop: bool = False
 
 
 class NonFiniteError(TrainingError):
@@ -38,10 +41,10 @@ class NonFiniteError(TrainingError):
 
     Args:
         what: `loss` or `gradient`.
-        pieces: The pieces of the batch that may be the cause.
+        pieces: (rank, index of its piece) of what may be the cause; empty: any.
     """
 
-    def __init__(self, what: str, pieces: Sequence[int]) -> None:
+    def __init__(self, what: str, pieces: Sequence[tuple[int, int]] = ()) -> None:
         super().__init__(what, pieces)
         self.what = what
         self.pieces = tuple(pieces)
@@ -97,57 +100,65 @@ def train_step(
     max_grad_norm: float | None = None,
     precision: Precision = "fp32",
     num_items_in_batch: float | None = None,
+    workers: Workers = ALONE,
+    stop_requested: Callable[[], bool] = bool,
 ) -> StepResult:
     """Run one batch, in pieces, and update the trainable parameters once.
 
-    The loss is the mean over the supervised tokens of all pieces together, so that the number of pieces does not
-    change the step.
+    The loss is the mean over the supervised tokens of all pieces of all workers together, so that neither the number
+    of pieces nor that of workers changes the step.
 
     Args:
-        model: A composed model, or one wrapped in DistributedDataParallel, which then exchanges gradients once.
-        pieces: The batch, cut into as many parts as memory asks for.
+        model: A composed model, as `workers.replicate` returns it.
+        pieces: This worker's share of the batch, cut into as many parts as memory asks for.
         optimizer: Over the trainable parameters.
         learning_rate: Of this step.
         max_grad_norm: Gradients are scaled down to this norm; None leaves them.
         precision: `bf16` runs the model under autocast.
-        num_items_in_batch: What the summed loss is divided by; None counts the supervised tokens of the pieces. Where
-            gradients are averaged over workers, give the count over all workers divided by the number of workers.
+        num_items_in_batch: What the summed loss is divided by; None counts the supervised tokens of the pieces. As
+            gradients are averaged over workers, several give the count over all of them divided by their number.
+        workers: Who runs this step.
+        stop_requested: Whether this worker was asked to stop.
 
     Returns:
-        The loss, the gradient's norm and the tokens run.
+        The loss, the gradient's norm and the tokens run, the same for every worker.
 
     Raises:
-        NonFiniteError: The loss or the gradient is infinite or NaN; nothing was updated.
+        NonFiniteError: The loss or the gradient is infinite or NaN, for every worker; nothing was updated.
     """
-    device = next(parameter.device for parameter in model.parameters())
     count = num_items_in_batch if num_items_in_batch is not None else count_supervised(pieces)
     optimizer.zero_grad(set_to_none=True)
-    loss = 0.0
+    losses: list[float] = []
     for index, piece in enumerate(pieces):
         last = index == len(pieces) - 1
         with contextlib.nullcontext() if last else _no_sync(model):
-            share = run(model, piece, device=device, precision=precision, num_items_in_batch=count)
-            value = share.item()
-            if not math.isfinite(value):
-                optimizer.zero_grad(set_to_none=True)
-                raise NonFiniteError("loss", [index])
+            share = run(model, piece, device=workers.device, precision=precision, num_items_in_batch=count)
+            # Even a loss that is no number goes backward: the other workers wait for the gradients.
             share.backward()
-        loss += value
+        losses.append(share.item())
+    bad = next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), -1)
+    num_tokens = sum(int(piece["attention_mask"].sum()) for piece in pieces)
+    num_positions = sum(piece["attention_mask"].numel() for piece in pieces)
+    told = workers.gather([sum(losses), bad, num_tokens, num_positions, stop_requested()])
+    if culprits := [(rank, int(values[1])) for rank, values in enumerate(told) if values[1] >= 0]:
+        optimizer.zero_grad(set_to_none=True)
+        raise NonFiniteError("loss", culprits)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     limit = math.inf if max_grad_norm is None else max_grad_norm
     grad_norm = float(nn.utils.clip_grad_norm_(parameters, limit))
     if not math.isfinite(grad_norm):
         optimizer.zero_grad(set_to_none=True)
-        raise NonFiniteError("gradient", range(len(pieces)))
+        raise NonFiniteError("gradient")
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return StepResult(
-        loss=loss,
+        loss=sum(values[0] for values in told) / workers.count,
         grad_norm=grad_norm,
-        num_tokens=sum(int(piece["attention_mask"].sum()) for piece in pieces),
-        num_positions=sum(piece["attention_mask"].numel() for piece in pieces),
+        num_tokens=int(sum(values[2] for values in told)),
+        num_positions=int(sum(values[3] for values in told)),
+        stop=any(values[4] for values in told),
     )
 
 

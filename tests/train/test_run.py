@@ -26,8 +26,8 @@ from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import CheckpointError, InputError, TrainingError
 from calm_graph.model.composed import ComposedModel
 from calm_graph.train import TrainingInterrupted, TrainResult, fit
+from calm_graph.train import job as job_module
 from calm_graph.train import loop as loop_module
-from calm_graph.train import run as run_module
 from calm_graph.train.metrics import read_metrics
 from calm_graph.train.state import list_states
 from tests.model.pico import Zoo
@@ -116,13 +116,13 @@ def test_frozen_bf16_weights_are_widened_on_a_cpu_for_fp32_only(
         folder = zoo.folder / name
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
     built: list[ComposedModel] = []
-    original = run_module.build_model
+    original = job_module.build_model
 
     def build(*args: Any, **kwargs: Any) -> ComposedModel:
         built.append(original(*args, **kwargs))
         return built[0]
 
-    monkeypatch.setattr(run_module, "build_model", build)
+    monkeypatch.setattr(job_module, "build_model", build)
     composition = Composition(name="prices", anchor="anchor", augmenters=[Augmenter("same", attach=every(2))])
     settings = quick(max_steps=1, precision=precision)
     fit(composition, data=ROWS, out=tmp_path / "out", settings=settings, registry=zoo.registry, show="none")
