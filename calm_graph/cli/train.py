@@ -17,7 +17,7 @@ from calm_graph.cli.common import (
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import InputError
 
-_FLAGS = ("max_steps", "batch_size", "learning_rate", "seed", "max_length", "device")
+_FLAGS = ("max_steps", "batch_size", "learning_rate", "seed", "max_length", "device", "num_workers")
 
 
 def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
@@ -30,6 +30,8 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         calm-graph train helpdesk.py --data train.jsonl --eval dev.jsonl --out runs/helpdesk
         calm-graph train helpdesk.py --data train.jsonl --out runs/helpdesk --resume
         calm-graph train helpdesk.py --data train.jsonl --max-steps 2000 --set patience=3 --set precision=bf16
+        calm-graph train helpdesk.py --data train.jsonl --out /shared/helpdesk --num-workers 16 --use-gpu
+        calm-graph train helpdesk.py --data train.jsonl --out /shared/helpdesk --num-workers 4:16
         """,
     )
     add_file_argument(parser)
@@ -46,7 +48,8 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the last state in DIR")
     for name in _FLAGS:
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar="X", help=f"default: {_default(name)}")
-    names = ", ".join(name for name in TrainSettings.model_fields if name not in _FLAGS)
+    parser.add_argument("--use-gpu", action="store_true", default=None, help="each Ray worker gets a GPU of its own")
+    names = ", ".join(name for name in TrainSettings.model_fields if name not in (*_FLAGS, "use_gpu"))
     parser.add_argument(
         "--set", dest="changes", action="append", default=[], metavar="NAME=VALUE", help=f"any other setting: {names}"
     )
@@ -101,7 +104,8 @@ def read_settings(options: argparse.Namespace) -> TrainSettings:
         InputError: A `--set` is not `NAME=VALUE`.
         DeclarationError: A setting is unknown or out of range.
     """
-    changes: dict[str, object] = {name: getattr(options, name) for name in _FLAGS if getattr(options, name) is not None}
+    given = {name: getattr(options, name) for name in (*_FLAGS, "use_gpu")}
+    changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
     for change in options.changes:
         name, equals, value = change.partition("=")
         if not equals:

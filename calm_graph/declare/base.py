@@ -101,4 +101,4 @@ def _message(detail: ErrorDetails) -> str:
         if detail["loc"][-1:] == ("<attachments>",):
             return f"got {came}, but every(step), at(anchor_layers=[...]) or a list of attachments is needed"
         return f"got {came}, but {_WANTED[kind].format(**context)}"
-    return f"got {came}: {detail['msg']}"
+    return f"got {came}: {detail['msg'].removeprefix('Value error, ')}"

@@ -79,13 +79,18 @@ class TrainSettings(Declared):
     hang_timeout_s: float = Field(default=600.0, gt=0)
     wait_for_resources_s: float = Field(default=0.0, ge=0)
 
-    @field_validator("num_workers")
+    @field_validator("num_workers", mode="before")
     @classmethod
-    def _workers_are_a_number_or_a_range(cls, num_workers: int | tuple[int, int]) -> int | tuple[int, int]:
-        fewest, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
-        if not (0 <= fewest <= most) or (fewest == 0 and not isinstance(num_workers, int)):
-            raise ValueError("must be 0, a number of workers, or (fewest, most) with 1 <= fewest <= most")
-        return num_workers
+    def _workers_are_a_number_or_a_range(cls, num_workers: object) -> object:
+        """Allow `4:16` for a pair, as the command line writes it."""
+        parts = num_workers.split(":") if isinstance(num_workers, str) else num_workers
+        numbers = [int(part) for part in parts] if isinstance(parts, list | tuple) and _are_whole(parts) else [parts]
+        match numbers:
+            case [int(count)] if count >= 0:
+                return count
+            case [int(fewest), int(most)] if 1 <= fewest <= most:
+                return (fewest, most)
+        raise ValueError("must be 0, a number of workers, or (fewest, most) with 1 <= fewest <= most, such as 4:16")
 
     @field_validator("betas")
     @classmethod
@@ -129,3 +134,7 @@ class TrainSettings(Declared):
             DeclarationError: A field is unknown or out of range.
         """
         return self.parse({**self.model_dump(), **changes})
+
+
+def _are_whole(parts: list[Any] | tuple[Any, ...]) -> bool:
+    return all(isinstance(part, int) or (isinstance(part, str) and part.isdecimal()) for part in parts)

@@ -20,6 +20,7 @@ from calm_graph.model.inputs import check_prompt
 from calm_graph.model.request import EdgeContext, Request
 from calm_graph.model.scales import Scale, is_off, keyword, scale_in_force, scales_in_force
 from calm_graph.model.tokens import ALWAYS, NEVER, AnchorTokens, Tokens
+from calm_graph.model.writes import note_write
 from calm_graph.plan.parts import Edge, Plan, PlannedRun
 
 AugmenterInputs = Mapping[str, Mapping[str, torch.Tensor]]
@@ -160,6 +161,7 @@ class AugmenterGraph(nn.Module):
             for planned in edge.attachments:
                 by_layer[planned.anchor_layer].append(
                     _attending(
+                        planned.key,
                         self.attachments[planned.key],
                         *context.layers[planned.key],
                         visible_BTS=visible_BTS,
@@ -294,6 +296,7 @@ def _declared(edge: Edge) -> str:
 
 
 def _attending(
+    key: str,
     attachment: nn.Module,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -313,8 +316,11 @@ def _attending(
             source_index_BS=source_index_BS,
         )
         if isinstance(scale, torch.Tensor):
-            return out_BTD * scale.to(out_BTD)[:, None, None]
-        return out_BTD if scale == 1 else out_BTD * scale
+            out_BTD = out_BTD * scale.to(out_BTD)[:, None, None]
+        elif scale != 1:
+            out_BTD = out_BTD * scale
+        note_write(key, out_BTD, hidden_BTD)
+        return out_BTD
 
     return write
 

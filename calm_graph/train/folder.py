@@ -70,6 +70,11 @@ class RunFolder:
         """The loss over the steps."""
         return self.path / "loss.png"
 
+    @property
+    def writes_plot_file(self) -> Path:
+        """How much each attachment writes, over the steps."""
+        return self.path / "attachments.png"
+
     def last_state(self) -> Path | None:
         """Return the newest resumable state."""
         states = list_states(self.states)

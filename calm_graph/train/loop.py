@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -17,10 +18,11 @@ from calm_graph.data.samples import Dataset
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import TrainingError
 from calm_graph.model.composed import ComposedModel
+from calm_graph.model.writes import Writes, measured_writes
 from calm_graph.train.evaluation import Evaluation, evaluate
 from calm_graph.train.folder import RunFolder, write_json
-from calm_graph.train.metrics import MetricsLog, read_metrics
-from calm_graph.train.plots import plot_loss
+from calm_graph.train.metrics import MetricsLog, Record, read_metrics
+from calm_graph.train.plots import plot_loss, plot_writes
 from calm_graph.train.progress import Reporter
 from calm_graph.train.state import TrainState, restore_state, save_state
 from calm_graph.train.step import NonFiniteError, StepResult, learning_rate_at, make_optimizer, train_step
@@ -146,31 +148,34 @@ class Loop:
         indices = order.batch(step)
         # The others wait for this worker's gradients, so it runs something even when there is nothing for it.
         own = share(indices, workers.rank, workers.count)
+        pieces = cut(own or indices[:1], settings.gradient_accumulation_steps)
         num_supervised = sum(self.dataset.samples[index].num_supervised for index in indices) / workers.count
         began = time.perf_counter()
         learning_rate = learning_rate_at(step, settings)
+        watched = (step + 1) % settings.log_every_steps == 0 and workers.is_first
         try:
-            result = train_step(
-                replica,
-                [self.dataset.batch(piece) for piece in cut(own or indices[:1], settings.gradient_accumulation_steps)],
-                optimizer,
-                learning_rate=learning_rate,
-                max_grad_norm=settings.max_grad_norm,
-                precision=settings.precision,
-                num_items_in_batch=num_supervised if own else math.inf,
-                workers=workers,
-                stop_requested=self.stop_requested,
-            )
+            with measured_writes() if watched else nullcontext(Writes()) as writes:
+                result = train_step(
+                    replica,
+                    [self.dataset.batch(piece) for piece in pieces],
+                    optimizer,
+                    learning_rate=learning_rate,
+                    max_grad_norm=settings.max_grad_norm,
+                    precision=settings.precision,
+                    num_items_in_batch=num_supervised if own else math.inf,
+                    workers=workers,
+                    stop_requested=self.stop_requested,
+                )
         except NonFiniteError as error:
             raise self._not_finite(error, indices) from None
         self._state = replace(self._state, step=step + 1)
         self._stopping = result.stop
-        self._record(result, learning_rate, time.perf_counter() - began, epoch=step / order.batches_per_epoch)
+        self._record(result, learning_rate, time.perf_counter() - began, step / order.batches_per_epoch, writes)
 
-    def _record(self, result: StepResult, learning_rate: float, seconds: float, *, epoch: float) -> None:
+    def _record(self, result: StepResult, learning_rate: float, seconds: float, epoch: float, writes: Writes) -> None:
         if self._log is None:
             return
-        record: dict[str, float] = {
+        record: Record = {
             "step": self._state.step,
             "epoch": epoch,
             "loss": result.loss,
@@ -180,6 +185,8 @@ class Loop:
             "padding": 1 - result.num_tokens / result.num_positions,
             "step_s": seconds,
         }
+        if writes.squares:
+            record["written"] = writes.shares()
         self._log.write(record)
         self.reporter.step(self._state.step, record)
 
@@ -243,6 +250,7 @@ class Loop:
             self.model.save_pretrained(self.folder.path)
         records = read_metrics(self.folder.metrics_file)
         plot_loss(records, self.folder.plot_file)
+        plot_writes(records, self.model.plan.attachments, self.folder.writes_plot_file)
         result = TrainResult(self.folder.path, _summary(records, state), state.step, stopped)
         if stopped != "interrupted":
             write_json(
@@ -271,7 +279,7 @@ def _after(state: TrainState, result: Evaluation, *, best: bool) -> TrainState:
     )
 
 
-def _summary(records: Sequence[dict[str, float]], state: TrainState) -> dict[str, float]:
+def _summary(records: Sequence[Record], state: TrainState) -> dict[str, float]:
     trained = [record for record in records if "loss" in record]
     metrics: dict[str, float] = {}
     if trained:

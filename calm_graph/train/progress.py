@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from calm_graph.train.evaluation import Evaluation
+from calm_graph.train.metrics import Record
 
 Show = Literal["auto", "plain", "none"]
 
@@ -19,7 +20,7 @@ class Reporter(Protocol):
     def start(self, step: int) -> None:
         """Training begins, or goes on, after so many steps."""
 
-    def step(self, step: int, record: dict[str, float]) -> None:
+    def step(self, step: int, record: Record) -> None:
         """A step is done."""
 
     def evaluation(self, step: int, result: Evaluation, *, best: bool) -> None:
@@ -47,7 +48,7 @@ class Silent:
     def start(self, step: int) -> None:
         """Do nothing."""
 
-    def step(self, step: int, record: dict[str, float]) -> None:
+    def step(self, step: int, record: Record) -> None:
         """Do nothing."""
 
     def evaluation(self, step: int, result: Evaluation, *, best: bool) -> None:
@@ -77,12 +78,12 @@ class Lines:
         if step:
             self.say(f"going on after step {step}/{self.max_steps}")
 
-    def step(self, step: int, record: dict[str, float]) -> None:
+    def step(self, step: int, record: Record) -> None:
         """Write a line when it is time."""
         if step % self.log_every_steps == 0 or step == self.max_steps:
             self.say(
                 f"step {step}/{self.max_steps}  loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}  "
-                f"{record['tokens_per_s']:,.0f} tokens/s"
+                f"{record['tokens_per_s']:,.0f} tokens/s  padding {record['padding']:.1%}{_written(record)}"
             )
 
     def evaluation(self, step: int, result: Evaluation, *, best: bool) -> None:
@@ -111,12 +112,13 @@ class Bar:
             MofNCompleteColumn(),
             TextColumn("{task.fields[loss]}"),
             TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[written]}"),
             TextColumn("{task.fields[evaluated]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
         self._task: TaskID = self._progress.add_task(
-            "train", start=False, total=max_steps, loss="", speed="", evaluated=""
+            "train", start=False, total=max_steps, loss="", speed="", written="", evaluated=""
         )
         self._progress.start()
 
@@ -126,14 +128,16 @@ class Bar:
         if step:
             self.say(f"going on after step {step}")
 
-    def step(self, step: int, record: dict[str, float]) -> None:
+    def step(self, step: int, record: Record) -> None:
         """Move the bar."""
         self._progress.update(
             self._task,
             completed=step,
             loss=f"loss {record['loss']:.4f}",
-            speed=f"{record['tokens_per_s']:,.0f} tokens/s",
+            speed=f"{record['tokens_per_s']:,.0f} tokens/s, {record['padding']:.0%} padding",
         )
+        if "written" in record:
+            self._progress.update(self._task, written=_written(record).strip())
 
     def evaluation(self, step: int, result: Evaluation, *, best: bool) -> None:
         """Show the result beside the bar, and above it when it is the best."""
@@ -148,6 +152,15 @@ class Bar:
     def close(self) -> None:
         """Leave the bar as it stands."""
         self._progress.stop()
+
+
+def _written(record: Record) -> str:
+    """What the attachments of each augmenter write, relative to the stream, on average."""
+    by_source: dict[str, list[float]] = {}
+    for key, share in record.get("written", {}).items():
+        by_source.setdefault(key.partition("@")[0], []).append(share)
+    means = [f"{source} {sum(shares) / len(shares):.2g}" for source, shares in by_source.items()]
+    return f"  writes: {', '.join(means)}" if means else ""
 
 
 def _evaluated(result: Evaluation) -> str:

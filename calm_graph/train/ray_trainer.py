@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import CalmGraphError, TrainingError
 from calm_graph.train.evaluation import Evaluation
+from calm_graph.train.folder import RunFolder
 from calm_graph.train.interrupts import StopRequest
 from calm_graph.train.job import Job
 from calm_graph.train.loop import DivergedError, TrainResult
+from calm_graph.train.metrics import Record
 from calm_graph.train.progress import Reporter
 from calm_graph.train.workers import Workers
 
@@ -50,6 +53,8 @@ def run(job: Job, *, reporter: Reporter, stop: StopRequest) -> TrainResult:
     Raises:
         TrainingError: The workers could not be started, were lost too often, or the loss is no number.
     """
+    out = job.folder.path
+    job = replace(job, folder=RunFolder(out.absolute()))  # workers have other working directories
     with _cluster(job.settings):
         _check_resources(job.settings, _nodes())
         desk = ray.remote(num_cpus=0)(_Desk).remote()
@@ -69,7 +74,7 @@ def run(job: Job, *, reporter: Reporter, stop: StopRequest) -> TrainResult:
         result = outcome[0]
         if isinstance(result, BaseException):
             raise TrainingError(_explained(result, job)) from result
-        return result
+        return replace(result, checkpoint=out)
 
 
 def check_cluster(settings: TrainSettings) -> None:
@@ -290,7 +295,7 @@ class _Teller:
         """Send it."""
         self._events.append(("start", (step,)))
 
-    def step(self, step: int, record: dict[str, float]) -> None:
+    def step(self, step: int, record: Record) -> None:
         """Send it."""
         self._events.append(("step", (step, record)))
 

@@ -80,7 +80,7 @@ def fit(
         raise TrainingError(f"patience is {settings.patience}, but without eval_data nothing is evaluated")
     model = composition_or_model if isinstance(composition_or_model, ComposedModel) else None
     plan = model.plan if model else make_plan(composition_or_model, registry=registry)  # type: ignore[arg-type]
-    folder = RunFolder(Path(out if out is not None else Path("runs") / plan.composition.name).absolute())
+    folder = RunFolder(Path(out) if out is not None else Path("runs") / plan.composition.name)
     folder.check(settings, resume=resume)
     device = find_device(settings.device)
     if settings.num_workers:

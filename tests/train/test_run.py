@@ -85,6 +85,10 @@ def test_a_run_learns_and_leaves_its_files(train_zoo: Zoo, tmp_path: Path) -> No
     evaluations = [record for record in records if "eval_loss" in record]
     assert [record["step"] for record in steps] == list(range(1, 31))
     assert [record["step"] for record in evaluations] == [0, 10, 20, 30]
+    written = {record["step"]: record.pop("written") for record in steps if "written" in record}
+    assert list(written) == [10, 20, 30]
+    assert written[30].keys() == {"same@1_to_anchor@1", "same@3_to_anchor@3"} == written[10].keys()
+    assert all(share > 0 for share in written[30].values())
     assert steps[0].keys() == {
         "step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_s", "padding", "step_s"
     }  # fmt: skip
@@ -101,9 +105,10 @@ def test_a_run_learns_and_leaves_its_files(train_zoo: Zoo, tmp_path: Path) -> No
     assert [path.name for path in list_states(out / "checkpoints")] == ["step-20", "step-30"]
     assert any((out / "tensorboard").iterdir())
     assert not list(out.rglob("*.tmp")) and not list(out.rglob("*.bin")) and not list(out.rglob("*.p*t"))
-    with Image.open(out / "loss.png") as image:
-        assert image.width >= 800
-        assert len(image.convert("RGB").getcolors(maxcolors=2**24) or []) > 50
+    for name in ("loss.png", "attachments.png"):
+        with Image.open(out / name) as image:
+            assert image.width >= 800
+            assert len(image.convert("RGB").getcolors(maxcolors=2**24) or []) > 50
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
@@ -336,6 +341,22 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("step 0/6  eval loss ") and lines[0].endswith("(best)")
     assert [line.split()[1] for line in lines if "tokens/s" in line] == ["3/6", "6/6"]
+
+
+def test_mlflow_gets_the_numbers_where_a_server_is_named(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = pytest.importorskip("mlflow.tracking", reason="needs the extra 'mlflow'").MlflowClient
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'server'}")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    out = tmp_path / "out"
+    run(make_model(), out, quick(max_steps=2))
+    run(make_model(), out, quick(max_steps=4), resume=True)
+    run_id = json.loads((out / "mlflow.json").read_text())["run_id"]
+    losses = [(metric.step, metric.value) for metric in client().get_metric_history(run_id, "loss")]
+    records = [record for record in read_metrics(out / "metrics.jsonl") if "loss" in record]
+    assert losses == [(record["step"], pytest.approx(record["loss"])) for record in records]
+    assert client().get_run(run_id).info.status == "FINISHED"
 
 
 def test_fit_is_offered_by_the_package() -> None:
