@@ -43,7 +43,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--eval", dest="eval_data", metavar="JSONL", help="held-out rows; the best evaluation is kept")
     parser.add_argument(
-        "--out", metavar="DIR", help="folder of the run, which then loads as a model (default: runs/NAME)"
+        "--out", metavar="DIR", help="folder of the run, or s3://..., which then loads as a model (default: runs/NAME)"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the last state in DIR")
     for name in _FLAGS:
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 130
     if options.json:
-        facts = {"checkpoint": str(result.checkpoint), "stopped": result.stopped, "steps": result.steps}
+        facts = {"checkpoint": result.checkpoint, "stopped": result.stopped, "steps": result.steps}
         print_json({**facts, "metrics": result.metrics})
     else:
         measured = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())

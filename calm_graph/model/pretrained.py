@@ -95,7 +95,7 @@ class PretrainedMixin(_Base):
         """Load a composition and the frozen models it was made for.
 
         Args:
-            pretrained_model_name_or_path: A folder, or an id on the hub.
+            pretrained_model_name_or_path: A folder, an id on the hub, or an address in a bucket (`s3://...`).
             registry: Where the frozen models are looked up; models it does not know are taken from the cards in the
                 checkpoint. None is the default registry.
             dtype: Of the frozen weights; None or "auto" keeps what their files hold.
@@ -118,7 +118,9 @@ class PretrainedMixin(_Base):
             raise TypeError(f"from_pretrained() got {sorted(kwargs)}, which do not apply to a composition")
         device = _device(device_map)
         folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
+        if "://" in str(pretrained_model_name_or_path):
+            folder = _copy_here(str(pretrained_model_name_or_path))
+        elif not folder.is_dir():
             folder = _download(str(pretrained_model_name_or_path), hub)
         description = read_description(folder)
         tensors = read_tensors(folder, description)
@@ -169,6 +171,20 @@ def _device(device_map: str | torch.device | dict[str, Any] | None) -> torch.dev
     if device_map == "auto":
         return torch.accelerator.current_accelerator() or torch.device("cpu")
     return torch.device(device_map)
+
+
+def _copy_here(uri: str) -> Path:
+    from pyarrow.fs import FileSelector, FileSystem, FileType, copy_files
+
+    folder = Path(tempfile.mkdtemp(prefix="calm-graph-"))
+    try:
+        files, root = FileSystem.from_uri(uri)
+        for info in files.get_file_info(FileSelector(root)):
+            if info.type == FileType.File:
+                copy_files(info.path, str(folder / info.base_name), source_filesystem=files)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{uri}: cannot be read ({error}); check the address and your rights") from None
+    return folder
 
 
 def _download(repo_id: str, hub: dict[str, Any]) -> Path:

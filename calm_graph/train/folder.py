@@ -46,6 +46,30 @@ class RunFolder:
     path: Path
 
     @property
+    def name(self) -> str:
+        """The folder as messages name it."""
+        return str(self.path)
+
+    @property
+    def shared(self) -> str:
+        """The folder as every node can name it."""
+        return str(self.path.absolute())
+
+    def remove(self, name: str) -> None:
+        """Remove a directory of the run, if it is there."""
+        shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def on_this_node(self) -> RunFolder:
+        """The folder as a worker finds it: nodes share it, but not the directory they run in."""
+        return RunFolder(self.path.absolute())
+
+    def fetch(self) -> None:
+        """Do nothing: the files are here."""
+
+    def publish(self) -> None:
+        """Do nothing: who reads this folder sees the files."""
+
+    @property
     def states(self) -> Path:
         """Holds `step-N/`, the resumable states."""
         return self.path / "checkpoints"
@@ -95,9 +119,9 @@ class RunFolder:
         if not resume and (self.result_file.exists() or state is not None or self._holds_composition()):
             which = "a finished run" if self.result_file.exists() else f"an unfinished run ({state or 'no state yet'})"
             which = which if self.settings_file.exists() else "a composition that was not trained here"
-            raise TrainingError(f"{self.path}: holds {which}; go on with resume (--resume), or choose another out")
+            raise TrainingError(f"{self.name}: holds {which}; go on with resume (--resume), or choose another out")
         if resume and self._holds_composition() and not self.settings_file.exists():
-            raise TrainingError(f"{self.path}: holds a composition, but no run to resume; choose another out")
+            raise TrainingError(f"{self.name}: holds a composition, but no run to resume; choose another out")
         if state is not None and self.settings_file.exists():
             self._check_same(settings)
         try:
@@ -105,7 +129,7 @@ class RunFolder:
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
-            raise TrainingError(f"{self.path}: cannot be written ({error}); choose another out") from None
+            raise TrainingError(f"{self.name}: cannot be written ({error}); choose another out") from None
 
     def open(self, settings: TrainSettings) -> None:
         """Begin or go on with a run that `check` allowed: its settings are stored, and it counts as unfinished."""
@@ -132,7 +156,7 @@ class RunFolder:
         ]
         if changed:
             raise TrainingError(
-                f"{self.path}: cannot resume with other settings: {'; '.join(changed)}. "
+                f"{self.name}: cannot resume with other settings: {'; '.join(changed)}. "
                 f"Keep them, or choose another out; allowed to change: {', '.join(sorted(_MAY_CHANGE))}"
             )
 

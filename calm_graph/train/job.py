@@ -71,6 +71,7 @@ class Job:
         Raises:
             TrainingError: The loss is no number, or the state does not fit.
         """
+        self.folder.fetch()
         if workers.is_first:
             self.folder.remove_leftovers()
         model.to(workers.device)  # type: ignore[arg-type]

@@ -36,14 +36,15 @@ class TrainResult:
     """How a run ended.
 
     Args:
-        checkpoint: The folder `from_pretrained` loads: the best evaluation's weights, else the last step's.
+        checkpoint: The folder, or the address in a bucket, that `from_pretrained` loads: the best evaluation's weights,
+            else the last step's.
         metrics: loss (of the last step), padding (share of all positions run) and, when there is evaluation data,
             eval_loss and eval_bits_per_byte (of the best evaluation), best_step and first_eval_loss (before training).
         steps: Optimiser steps done, those of resumed runs included.
         stopped: `finished`, `early` (no better evaluation for `patience` of them) or `interrupted`.
     """
 
-    checkpoint: Path
+    checkpoint: str
     metrics: dict[str, float]
     steps: int
     stopped: Stopped
@@ -139,7 +140,7 @@ class Loop:
         steps = [int(values[0]) for values in self.workers.gather([self._state.step])]
         if len(set(steps)) > 1:
             raise TrainingError(
-                f"{self.folder.path}: workers 0..{len(steps) - 1} find the states of the steps {steps} there; "
+                f"{self.folder.name}: workers 0..{len(steps) - 1} find the states of the steps {steps} there; "
                 "out must be one folder that all nodes share"
             )
 
@@ -240,22 +241,24 @@ class Loop:
             state=self._state,
             keep=self.settings.keep_checkpoints,
         )
+        self.folder.publish()
 
     def _end(self, stopped: Stopped) -> TrainResult:
         state = self._state
         self.model.eval()  # type: ignore[no-untyped-call]
         if not self.workers.is_first:
-            return TrainResult(self.folder.path, {}, state.step, stopped)
+            return TrainResult(self.folder.name, {}, state.step, stopped)
         if state.best_step is None:
             self.model.save_pretrained(self.folder.path)
         records = read_metrics(self.folder.metrics_file)
         plot_loss(records, self.folder.plot_file)
         plot_writes(records, self.model.plan.attachments, self.folder.writes_plot_file)
-        result = TrainResult(self.folder.path, _summary(records, state), state.step, stopped)
+        result = TrainResult(self.folder.name, _summary(records, state), state.step, stopped)
         if stopped != "interrupted":
             write_json(
                 self.folder.result_file, {"stopped": result.stopped, "steps": result.steps, "metrics": result.metrics}
             )
+        self.folder.publish()
         return result
 
 

@@ -7,25 +7,23 @@ reported checkpoint only after its controller has polled for it, and loses what 
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError, get_context
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import CalmGraphError, TrainingError
 from calm_graph.train.evaluation import Evaluation
-from calm_graph.train.folder import RunFolder
 from calm_graph.train.interrupts import StopRequest
 from calm_graph.train.job import Job
 from calm_graph.train.loop import DivergedError, TrainResult
@@ -35,6 +33,8 @@ from calm_graph.train.workers import Workers
 
 _CONTROLLER_FAILURES = 3
 _POLL_S = 0.25
+# Ray's own notes of a run; nothing is resumed from them.
+_RAY_NOTES = ".ray"
 # A worker on another node finds the models where the driver does, if they are told apart by this variable.
 _FORWARDED = ("CALM_GRAPH_MODELS",)
 
@@ -53,28 +53,25 @@ def run(job: Job, *, reporter: Reporter, stop: StopRequest) -> TrainResult:
     Raises:
         TrainingError: The workers could not be started, were lost too often, or the loss is no number.
     """
-    out = job.folder.path
-    job = replace(job, folder=RunFolder(out.absolute()))  # workers have other working directories
     with _cluster(job.settings):
         _check_resources(job.settings, _nodes())
-        desk = ray.remote(num_cpus=0)(_Desk).remote()
+        desk = ray.remote(num_cpus=0, max_restarts=-1)(_Desk).remote()
         trainer = _trainer(job, desk)
         outcome: list[TrainResult | BaseException] = []
         fitting = threading.Thread(target=_fit, args=(trainer, outcome), daemon=True)
         fitting.start()
-        told = False
         while fitting.is_alive():
             fitting.join(_POLL_S)
             _replay(desk, reporter)
-            if stop.requested and not told:
+            if stop.requested:
                 desk.stop.remote()
-                told = True
         _replay(desk, reporter)
-        shutil.rmtree(_ray_folder(job), ignore_errors=True)
+        job.folder.remove(_RAY_NOTES)
         result = outcome[0]
         if isinstance(result, BaseException):
             raise TrainingError(_explained(result, job)) from result
-        return replace(result, checkpoint=out)
+        job.folder.fetch()
+        return replace(result, checkpoint=job.folder.name)
 
 
 def check_cluster(settings: TrainSettings) -> None:
@@ -169,7 +166,7 @@ def _trainer(job: Job, desk: Any) -> TorchTrainer:
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(max(settings.wait_for_resources_s, 60.0)),
         }
     )
-    shutil.rmtree(_ray_folder(job), ignore_errors=True)
+    job.folder.remove(_RAY_NOTES)
     return TorchTrainer(
         _work,
         # In the object store once, not in a message to each worker.
@@ -185,7 +182,7 @@ def _trainer(job: Job, desk: Any) -> TorchTrainer:
         ),
         run_config=RunConfig(
             name=uuid.uuid4().hex[:8],
-            storage_path=str(_ray_folder(job)),
+            storage_path=f"{job.folder.shared}/{_RAY_NOTES}",
             failure_config=FailureConfig(
                 max_failures=settings.max_failures, controller_failure_limit=_CONTROLLER_FAILURES
             ),
@@ -196,11 +193,6 @@ def _trainer(job: Job, desk: Any) -> TorchTrainer:
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-
-
-def _ray_folder(job: Job) -> Path:
-    """Ray's own notes of a run; nothing is resumed from them."""
-    return job.folder.path / ".ray"
 
 
 def _fit(trainer: TorchTrainer, outcome: list[TrainResult | BaseException]) -> None:
@@ -214,6 +206,7 @@ def _work(config: dict[str, Any]) -> TrainResult | DivergedError:
     """What each worker runs."""
     context = get_context()
     job: Job = ray.get(config["job"][0])
+    job = replace(job, folder=job.folder.on_this_node())
     workers = Workers(rank=context.get_world_rank(), count=context.get_world_size(), device=get_device())
     teller = _Teller(config["desk"])
     try:
@@ -309,12 +302,16 @@ class _Teller:
 
     def close(self) -> None:
         """Send what is left, and wait until it has arrived."""
-        ray.get(self._desk.tell.remote(self._events))
+        with suppress(RayError):
+            ray.get(self._desk.tell.remote(self._events))
 
     def stop_requested(self) -> bool:
         """Whether the driver has asked to stop, as far as is known by now."""
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self._stop, self._answer = ray.get(self._answer), None
+            # Progress is a courtesy: a desk that was lost is started again, and training does not care.
+            with suppress(RayError):
+                self._stop = ray.get(self._answer)
+            self._answer = None
         if self._answer is None and time.monotonic() > self._sent_at_s + _POLL_S:
             self._answer, self._events = self._desk.tell.remote(self._events), []
             self._sent_at_s = time.monotonic()
@@ -322,7 +319,10 @@ class _Teller:
 
 
 def _replay(desk: Any, reporter: Reporter) -> None:
-    for kind, values in ray.get(desk.take.remote()):
+    events: list[tuple[str, tuple[Any, ...]]] = []
+    with suppress(RayError):
+        events = ray.get(desk.take.remote())
+    for kind, values in events:
         if kind == "evaluation":
             step, result, best = values
             reporter.evaluation(step, result, best=best)

@@ -59,7 +59,8 @@ def fit(
         composition_or_model: A declaration, which is built first, or a model that is trained further in place.
         data: Rows to train on: a JSONL file, or a list.
         eval_data: Held-out rows. With them the checkpoint is that of the best evaluation, else that of the last step.
-        out: The folder of the run, shared by all nodes of a cluster; None is `runs/NAME`, after the composition.
+        out: The folder of the run, shared by all nodes of a cluster, or an address in a bucket such as
+            `s3://bucket/run`; None is `runs/NAME`, after the composition.
         settings: None takes every default.
         resume: Go on from the last state in `out`; without one, begin.
         registry: Where the composition's names are looked up; None is the default registry.
@@ -80,7 +81,7 @@ def fit(
         raise TrainingError(f"patience is {settings.patience}, but without eval_data nothing is evaluated")
     model = composition_or_model if isinstance(composition_or_model, ComposedModel) else None
     plan = model.plan if model else make_plan(composition_or_model, registry=registry)  # type: ignore[arg-type]
-    folder = RunFolder(Path(out) if out is not None else Path("runs") / plan.composition.name)
+    folder = _folder(out if out is not None else Path("runs") / plan.composition.name)
     folder.check(settings, resume=resume)
     device = find_device(settings.device)
     if settings.num_workers:
@@ -121,6 +122,14 @@ def fit(
     if model and settings.num_workers and (state := folder.last_state()):
         model.load_composition_weights(state)
     return result
+
+
+def _folder(out: str | Path) -> RunFolder:
+    if "://" not in str(out):
+        return RunFolder(Path(out))
+    from calm_graph.train.bucket import BucketFolder
+
+    return BucketFolder.of(str(out))
 
 
 def _how_to_resume(result: TrainResult, job: Job) -> str:

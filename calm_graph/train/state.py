@@ -21,7 +21,7 @@ from calm_graph.train.step import trainable_parameters
 
 SCHEMA_VERSION = 1
 _TENSORS = "training.safetensors"
-_FACTS = "training.json"
+FACTS = "training.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def state_folder(folder: Path, step: int) -> Path:
 
 def list_states(folder: Path) -> list[Path]:
     """Return the states in `folder`, oldest first."""
-    found = [path for path in folder.glob("step-*") if path.name[5:].isdigit() and (path / _FACTS).is_file()]
+    found = [path for path in folder.glob("step-*") if path.name[5:].isdigit() and (path / FACTS).is_file()]
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
@@ -80,7 +80,7 @@ def save_state(
     model.save_pretrained(scratch)
     save_file(_tensors(model, optimizer), scratch / _TENSORS)
     facts = {"schema_version": SCHEMA_VERSION, **asdict(state)}
-    (scratch / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+    (scratch / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     scratch.replace(target)
     for old in list_states(folder)[:-keep]:
@@ -104,7 +104,7 @@ def restore_state(folder: Path, *, model: ComposedModel, optimizer: torch.optim.
         CheckpointError: The attachments' weights are.
     """
     try:
-        facts = json.loads((folder / _FACTS).read_text())
+        facts = json.loads((folder / FACTS).read_text())
         tensors = load_file(folder / _TENSORS)
     except (OSError, ValueError, SafetensorError) as error:
         raise TrainingError(f"{folder}: cannot be read ({error}); remove it to resume from the state before") from None

@@ -34,7 +34,7 @@ from tests.model.pico import Zoo
 from tests.train.conftest import HELD_OUT, ROWS, MakeModel, quick
 
 
-def run(model: ComposedModel, out: Path, settings: TrainSettings, **options: Any) -> TrainResult:
+def run(model: ComposedModel, out: Path | str, settings: TrainSettings, **options: Any) -> TrainResult:
     return fit(model, **{"data": ROWS, "eval_data": HELD_OUT, "show": "none", **options}, out=out, settings=settings)
 
 
@@ -77,7 +77,7 @@ def test_a_run_learns_and_leaves_its_files(train_zoo: Zoo, tmp_path: Path) -> No
         registry=train_zoo.registry,
         show="none",
     )
-    assert (result.stopped, result.steps, result.checkpoint) == ("finished", 30, out)
+    assert (result.stopped, result.steps, result.checkpoint) == ("finished", 30, str(out))
     assert result.metrics["eval_loss"] < result.metrics["first_eval_loss"] - 1
     num_bytes = sum(len(row["completion"].encode()) for row in HELD_OUT)
     records = read_metrics(out / "metrics.jsonl")
@@ -341,6 +341,34 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("step 0/6  eval loss ") and lines[0].endswith("(best)")
     assert [line.split()[1] for line in lines if "tokens/s" in line] == ["3/6", "6/6"]
+
+
+def test_a_run_in_a_bucket_is_gone_on_with_from_there(
+    train_zoo: Zoo, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = quick(max_steps=8, keep_checkpoints=1)
+    whole = make_model()
+    run(whole, tmp_path / "whole", settings)
+    bucket = (tmp_path / "bucket").as_uri() + "/run"
+    interrupt_after(3, monkeypatch)
+    with pytest.raises(TrainingInterrupted, match="step-3"):
+        run(make_model(), bucket, settings)
+    monkeypatch.undo()
+    # What a killed process left: a state without the description that is copied last.
+    (tmp_path / "bucket/run/checkpoints/step-5").mkdir()
+    with pytest.raises(TrainingError, match=rf"{bucket}: holds an unfinished run"):
+        run(make_model(), bucket, settings)
+    resumed = make_model()
+    result = run(resumed, bucket, settings, resume=True)
+    assert (result.checkpoint, result.steps) == (bucket, 8)
+    assert_same(weights(resumed), weights(whole))
+    assert [path.name for path in (tmp_path / "bucket/run/checkpoints").iterdir()] == ["step-8"]
+    assert_same(
+        weights(ComposedModel.from_pretrained(bucket, registry=train_zoo.registry)),
+        weights(ComposedModel.from_pretrained(tmp_path / "whole", registry=train_zoo.registry)),
+    )
+    with pytest.raises(TrainingError, match="s4://x/run: cannot be read"):
+        run(make_model(), "s4://x/run", settings)
 
 
 def test_mlflow_gets_the_numbers_where_a_server_is_named(
