@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
+from calm_graph.data.order import split
 from calm_graph.data.samples import Dataset
 from calm_graph.declare.settings import Precision
 from calm_graph.train.step import run
@@ -27,30 +29,37 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, dataset: Dataset, *, batch_size: int, precision: Precision = "fp32") -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    tokens_per_batch: int | None = None,
+    precision: Precision = "fp32",
+) -> Evaluation:
     """Run the held-out samples once.
 
     Args:
         model: A composed model; its training mode is put back afterwards.
         dataset: The samples; all of them are run, in batches of similar lengths.
         batch_size: Samples per batch.
+        tokens_per_batch: Positions per batch, padding included, instead.
         precision: `bf16` runs the model under autocast.
 
     Returns:
         Loss and bits per byte.
     """
     device = next(parameter.device for parameter in model.parameters())
-    samples = dataset.samples
-    order = sorted(range(len(samples)), key=lambda index: len(samples[index].input_ids))
+    order = np.argsort(dataset.lengths, kind="stable")
     was_training = model.training
     model.eval()
     try:
         total = 0.0
-        for first in range(0, len(order), batch_size):
-            batch = dataset.batch(order[first : first + batch_size])
+        for indices in split(order, dataset.lengths, batch_size=batch_size, tokens_per_batch=tokens_per_batch):
+            batch = dataset.batch(indices.tolist())
             total += run(model, batch, device=device, precision=precision, num_items_in_batch=1).item()
     finally:
         model.train(was_training)
-    num_tokens = sum(sample.num_supervised for sample in samples)
-    num_bytes = sum(sample.completion_bytes for sample in samples)
+    num_tokens = dataset.num_supervised(range(len(dataset)))
+    num_bytes = int(dataset.completion_bytes.sum(dtype=np.int64))
     return Evaluation(loss=total / num_tokens, bits_per_byte=total / math.log(2) / num_bytes)

@@ -100,10 +100,11 @@ class Loop:
         settings = self.settings
         optimizer = make_optimizer(self.model, settings)
         order = BatchOrder(
-            [len(sample.input_ids) for sample in self.dataset.samples],
+            self.dataset.lengths,
             batch_size=settings.batch_size,
             seed=settings.seed,
             pool_batches=settings.pool_batches,
+            tokens_per_batch=settings.tokens_per_batch,
         )
         self._state = self._start(state_folder, optimizer)
         self._log = MetricsLog(self.folder.path, first_step=self._state.step)
@@ -162,7 +163,7 @@ class Loop:
         except NonFiniteError as error:
             raise self._not_finite(error, [pieces[piece] for piece in error.pieces]) from None
         self._state = replace(self._state, step=step + 1)
-        self._record(result, learning_rate, time.perf_counter() - began, epoch=step / order.batches_per_epoch)
+        self._record(result, learning_rate, time.perf_counter() - began, epoch=order.epoch(step))
 
     def _record(self, result: StepResult, learning_rate: float, seconds: float, *, epoch: float) -> None:
         record: dict[str, float] = {
@@ -179,7 +180,7 @@ class Loop:
         self._reporter.step(self._state.step, record)
 
     def _not_finite(self, error: NonFiniteError, pieces: Sequence[Sequence[int]]) -> TrainingError:
-        rows = [self.dataset.samples[index].where for piece in pieces for index in piece]
+        rows = [self.dataset.where(index) for piece in pieces for index in piece]
         last = self.folder.last_state()
         kept = f"the last good state is {last}" if last else "no state was written yet"
         return TrainingError(
@@ -192,7 +193,14 @@ class Loop:
             return
         settings, state = self.settings, self._state
         size = -(-settings.batch_size // settings.gradient_accumulation_steps)
-        result = evaluate(self.model, self.eval_dataset, batch_size=size, precision=settings.precision)
+        budget = settings.tokens_per_batch
+        result = evaluate(
+            self.model,
+            self.eval_dataset,
+            batch_size=size,
+            tokens_per_batch=budget and -(-budget // settings.gradient_accumulation_steps),
+            precision=settings.precision,
+        )
         if not math.isfinite(result.loss):
             raise TrainingError(f"step {state.step}: the evaluation's loss is not a finite number; nothing was saved")
         best = state.best_loss is None or result.loss < state.best_loss

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 
-from calm_graph.data.rows import Rows
-from calm_graph.data.samples import Dataset, load_dataset
+from calm_graph.data.columns import Columns
+from calm_graph.data.load import load_dataset
+from calm_graph.data.samples import Dataset
+from calm_graph.data.sources import Rows
 from calm_graph.declare.composition import Composition
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import TrainingError
@@ -25,6 +27,7 @@ def fit(
     *,
     data: Rows,
     eval_data: Rows | None = None,
+    columns: Columns | None = None,
     out: str | Path | None = None,
     settings: TrainSettings | None = None,
     resume: bool = False,
@@ -35,8 +38,12 @@ def fit(
 
     Args:
         composition_or_model: A declaration, which is built first, or a model that is trained further in place.
-        data: Rows to train on: a JSONL file, or a list.
-        eval_data: Held-out rows. With them the checkpoint is that of the best evaluation, else that of the last step.
+        data: Rows to train on: a JSON Lines or Parquet file, a folder or glob of them, also as a URI (`s3://`,
+            `gs://`); `hf:NAME:SPLIT`; a `datasets.Dataset`; a `ray.data.Dataset`; or a list.
+        eval_data: Held-out rows, likewise. With them the checkpoint is that of the best evaluation, else that of the
+            last step.
+        columns: Key of a row -> the column of the data that holds it, as in `{"prompt": "question", "completion":
+            "answer"}`; None: each is under its own name.
         out: The folder of the run; None is `runs/NAME`, after the composition.
         settings: None takes every default.
         resume: Go on from the last state in `out`; without one, begin.
@@ -64,10 +71,13 @@ def fit(
         dtype = torch.float32 if device.type == "cpu" and settings.precision == "fp32" else None
         model = build_model(model, registry=registry, dtype=dtype, seed=settings.seed)
     limit = _max_length(model, settings)
-    dataset = load_dataset(data, model.tokenizer, max_length=limit, long_rows=settings.long_rows)
-    held_out: Dataset | None = None
-    if eval_data is not None:
-        held_out = load_dataset(eval_data, model.tokenizer, max_length=limit, long_rows=settings.long_rows)
+
+    def load(rows: Rows) -> Dataset:
+        long_rows = settings.long_rows
+        return load_dataset(rows, model.tokenizer, max_length=limit, long_rows=long_rows, columns=columns, show=show)
+
+    dataset = load(data)
+    held_out = load(eval_data) if eval_data is not None else None
     model.to(device)  # type: ignore[arg-type]
     torch.manual_seed(settings.seed)
     return Loop(model, dataset, held_out, folder, settings, show).run(state)
@@ -83,7 +93,9 @@ def _max_length(model: ComposedModel, settings: TrainSettings) -> int | None:
     context: int | None = model.plan.anchor.card.context_length
     if settings.max_length is not None and context is not None and settings.max_length > context:
         raise TrainingError(f"settings.max_length: got {settings.max_length}, but the anchor's context is {context}")
-    return settings.max_length or context
+    # A sample above the budget would be a batch above the budget.
+    limits = (settings.max_length or context, settings.tokens_per_batch)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _device(name: str) -> torch.device:
