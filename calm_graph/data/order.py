@@ -119,16 +119,17 @@ def split(
 def share(indices: Sequence[int], rank: int, world: int) -> list[int]:
     """Return what one worker takes of a batch.
 
-    The shares are dealt out to and fro, so of a batch that is sorted by length each worker gets as many tokens as any
-    other, give or take one sample. A batch of fewer samples than workers leaves some of them nothing.
+    The samples are dealt out to and fro from the last, the longest, on, so that no worker has more than one sample's
+    tokens more than another. A batch of fewer samples than workers leaves some of them nothing.
 
     Args:
-        indices: The batch, which is the same on every worker.
+        indices: The batch, which is the same on every worker, sorted by length.
         rank: Which worker, from 0.
         world: How many there are.
 
     Returns:
         The worker's samples; over all workers, each sample of the batch once.
     """
-    there_and_back = 2 * world
-    return [each for place, each in enumerate(indices) if place % there_and_back in (rank, there_and_back - 1 - rank)]
+    to_and_fro = 2 * world
+    turns = (rank, to_and_fro - 1 - rank)
+    return [each for place, each in enumerate(indices) if (len(indices) - 1 - place) % to_and_fro in turns]

@@ -111,7 +111,7 @@ def misspelt(keys: Collection[str], *, among: Collection[str]) -> str:
         among: What would be understood.
     """
     for key in keys:
-        close = () if key in among else difflib.get_close_matches(key.lower(), set(among).difference(keys), 1, 0.85)
+        close = () if key in among else difflib.get_close_matches(key.lower(), set(among).difference(keys), 1, 0.82)
         if close:
             return f"; did you mean {close[0]!r} by {key!r}?"
     return ""
