@@ -143,7 +143,7 @@ def check_types(schema: pa.Schema, *, columns: Columns | None, where: str) -> No
         type_ = schema.field(name).type
         if not pa.types.is_null(type_) and not (_is_messages(type_) if key == "messages" else _is_text(type_)):
             needed = "a list of {role, content}" if key == "messages" else "text"
-            raise InputError(f"{where}: the column {name!r} holds {type_}, but {key} is {needed}")
+            raise InputError(f"{where}: the column {name!r} holds {type_}, but {needed} is needed")
 
 
 def _is_text(type_: pa.DataType) -> bool:
