@@ -44,4 +44,4 @@ def _tokens_per_s(num_workers: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         fit(both, data=data, out=folder, settings=settings, show="none")
         records = read_metrics(Path(folder) / "metrics.jsonl")
-    return statistics.median(record["tokens_per_s"] for record in records[WARM_UP_STEPS:] if "loss" in record)
+    return statistics.median(float(record["tokens_per_s"]) for record in records[WARM_UP_STEPS:] if "loss" in record)

@@ -29,6 +29,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         examples="""
         calm-graph train helpdesk.py --data train.jsonl --eval dev.jsonl --out runs/helpdesk
         calm-graph train helpdesk.py --data train.jsonl --out runs/helpdesk --resume
+        calm-graph train helpdesk.py --data 's3://bucket/train/*.parquet' --columns prompt=question,completion=answer
         calm-graph train helpdesk.py --data train.jsonl --max-steps 2000 --set patience=3 --set precision=bf16
         calm-graph train helpdesk.py --data train.jsonl --out /shared/helpdesk --num-workers 16 --use-gpu
         calm-graph train helpdesk.py --data train.jsonl --out /shared/helpdesk --num-workers 4:16
@@ -38,10 +39,16 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--data",
         required=True,
-        metavar="JSONL",
-        help='rows to train on, each {"prompt", "completion"}, {"messages"} or {"text"}',
+        metavar="DATA",
+        help='rows to train on, each {"prompt", "completion"}, {"messages"} or {"text"}: a .jsonl or .parquet file, a '
+        "folder or a glob of them, a URI (s3://, gs://), or hf:NAME:SPLIT",
     )
-    parser.add_argument("--eval", dest="eval_data", metavar="JSONL", help="held-out rows; the best evaluation is kept")
+    parser.add_argument("--eval", dest="eval_data", metavar="DATA", help="held-out rows; the best evaluation is kept")
+    parser.add_argument(
+        "--columns",
+        metavar="KEY=COLUMN,...",
+        help="where the rows have their keys, such as prompt=question,completion=answer (default: under their names)",
+    )
     parser.add_argument(
         "--out", metavar="DIR", help="folder of the run, or s3://..., which then loads as a model (default: runs/NAME)"
     )
@@ -75,6 +82,7 @@ def run(options: argparse.Namespace) -> int:
             composition,
             data=options.data,
             eval_data=options.eval_data,
+            columns=read_columns(options.columns),
             out=options.out,
             settings=settings,
             resume=options.resume,
@@ -112,6 +120,29 @@ def read_settings(options: argparse.Namespace) -> TrainSettings:
             raise InputError(f"--set: got {change!r}, but NAME=VALUE is needed, such as patience=3")
         changes[name.strip().replace("-", "_")] = _value(value)
     return TrainSettings.parse(changes, where="command line")
+
+
+def read_columns(text: str | None) -> dict[str, str] | None:
+    """Return the columns of the command line.
+
+    Args:
+        text: `KEY=COLUMN,KEY=COLUMN`, or None.
+
+    Returns:
+        Key of a row -> column, or None.
+
+    Raises:
+        InputError: A part is not `KEY=COLUMN`.
+    """
+    if text is None:
+        return None
+    columns = {}
+    for part in text.split(","):
+        key, equals, column = part.partition("=")
+        if not equals:
+            raise InputError(f"--columns: got {part!r}, but KEY=COLUMN is needed, such as prompt=question")
+        columns[key.strip()] = column.strip()
+    return columns
 
 
 def _value(text: str) -> object:

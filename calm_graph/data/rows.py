@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from numpy.typing import NDArray
 
 from calm_graph.errors import InputError
 from calm_graph.model.prompts import messages_text, render_chat
@@ -14,12 +16,42 @@ from calm_graph.model.prompts import messages_text, render_chat
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Rows = str | Path | Sequence[Mapping[str, Any]]
-"""Where rows come from: a JSONL file, or a list in memory."""
+ROW = '{"prompt", "completion"}, {"messages"} or {"text"}'
+"""What a row may be, for errors."""
 
-_SHAPES = '{"prompt", "completion"}, {"messages"} or {"text"}'
+KEYS = ("prompt", "completion", "messages", "text", "augmenter_inputs")
+"""The keys that are read; all others are left alone."""
+
+Inputs = Mapping[str, Mapping[str, NDArray[Any]]]
+"""Augmenter name -> inputs by name, for a model that reads something else than text."""
+
+SHAPES = (frozenset({"prompt", "completion"}), frozenset({"messages"}), frozenset({"text"}))
+"""The keys that make a row."""
+
 _ROLES = ("system", "user", "assistant")
-_MAX_SHOWN = 8
+
+
+class Source(NamedTuple):
+    """A file or a table of rows.
+
+    Args:
+        name: As the user would write it.
+        counts: `lines` are numbered from 1, as editors do; `rows` from 0.
+    """
+
+    name: str
+    counts: Literal["lines", "rows"]
+
+
+class Place(NamedTuple):
+    """Where a row stands: `train.jsonl:17`, or `train.parquet[16]`."""
+
+    source: Source
+    number: int
+
+    def __str__(self) -> str:
+        name, counts = self.source
+        return f"{name}:{self.number}" if counts == "lines" else f"{name}[{self.number}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +64,8 @@ class Example:
         prompt_text: What the augmenters read for the prompt: no control tokens.
         rendered: Whether a chat template wrote the prompt, with all its special tokens.
         closed: Whether the completion already ends as the chat template ends a turn; else the end token is added.
-        where: The row: `train.jsonl:17`, or `data[16]`.
-        augmenter_inputs: Augmenter name -> inputs by name, arrays of one sample.
+        place: Of the row.
+        augmenter_inputs: One sample's.
     """
 
     prompt: str
@@ -41,131 +73,150 @@ class Example:
     prompt_text: str
     rendered: bool
     closed: bool
-    where: str
-    augmenter_inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    place: Place
+    augmenter_inputs: Inputs = field(default_factory=dict)
 
 
-class _RowError(InputError):
-    """What is wrong with one row; the place is added by whoever knows it."""
+def shape_of(row: object) -> str:
+    """Return which of the shapes a row has; a value of None counts as absent, as tables need it.
+
+    Args:
+        row: As it was read.
+
+    Returns:
+        The keys of its shape, such as `prompt, completion`.
+
+    Raises:
+        InputError: It is no mapping, has no shape or two, or a key that looks misspelt.
+    """
+    if not isinstance(row, Mapping):
+        raise InputError(f"got {_short(row)}, but a row is {ROW}")
+    keys = [str(key) for key, value in row.items() if value is not None]
+    given = frozenset(keys) & frozenset(KEYS[:4])
+    hint = misspelt(keys, among=KEYS)
+    if given not in SHAPES:
+        if given == {"prompt"} and not hint:
+            raise InputError(f"got the keys {', '.join(keys)}, but no completion; a row is {ROW}")
+        raise InputError(f"got the keys {', '.join(keys) or '(none)'}, but a row is {ROW}{hint}")
+    if hint:
+        raise InputError(f"got the keys {', '.join(keys)}{hint}")
+    return ", ".join(key for key in KEYS if key in given)
 
 
-def read_examples(data: Rows, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """Read rows and turn each into samples of text; a row with several supervised turns becomes one sample per turn.
+def misspelt(keys: Collection[str], *, among: Collection[str]) -> str:
+    """Return `; did you mean 'x' by 'y'?` for a key that all but equals one that is not there, or nothing.
+
+    Args:
+        keys: What came.
+        among: What would be understood.
+    """
+    for key in keys:
+        close = () if key in among else difflib.get_close_matches(key.lower(), set(among).difference(keys), 1, 0.82)
+        if close:
+            return f"; did you mean {close[0]!r} by {key!r}?"
+    return ""
+
+
+def examples_of(row: object, place: Place, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    """Turn a row into samples of text; one with several supervised turns becomes one sample per turn.
 
     Keys other than those of the row's shape are left alone, so rows may carry an id or a source. An assistant message
     with `"weight": 0` is read but not trained on. `"augmenter_inputs": {augmenter: {input: array}}` feeds augmenters
     that read something else than text.
 
     Args:
-        data: A JSONL file, or a list of rows.
+        row: As it was read.
+        place: Where.
         tokenizer: The anchor's; its chat template renders `{"messages"}` rows.
 
     Returns:
-        The samples, in the order of the rows.
+        The samples.
 
     Raises:
-        InputError: The file cannot be read, no rows are left, or rows are wrong; the first few are listed with their
-            places, what came and what is allowed.
+        InputError: What is wrong with the row; whoever reports it adds the place.
     """
-    examples: list[Example] = []
-    problems: list[str] = []
-    for where, row in _read(data):
-        try:
-            inputs = _augmenter_inputs(row)
-            examples.extend(replace(each, augmenter_inputs=inputs) for each in _examples(row, where, tokenizer))
-        except InputError as error:
-            problems.append(f"{where}: {error}")
-    name = data if isinstance(data, str | Path) else "data"
-    if problems:
-        shown = "\n".join(f"  {problem}" for problem in problems[:_MAX_SHOWN])
-        more = f"\n  and {len(problems) - _MAX_SHOWN} more" if len(problems) > _MAX_SHOWN else ""
-        raise InputError(f"{name}: {len(problems)} unusable row{'s' if len(problems) > 1 else ''}\n{shown}{more}")
-    if not examples:
-        raise InputError(f"{name}: no rows; each row is {_SHAPES}")
-    return examples
-
-
-def _read(data: Rows) -> Iterator[tuple[str, object]]:
-    """Yield each row with its place; a line that is no JSON is yielded as the error it raised."""
-    if not isinstance(data, str | Path):
-        yield from ((f"data[{index}]", row) for index, row in enumerate(data))
-        return
-    path = Path(data)
-    if not path.is_file():
-        raise InputError(f"{data}: no such file; a JSONL file is needed, each line {_SHAPES}")
-    with path.open(encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", _parse(line)
-        except UnicodeDecodeError as error:
-            raise InputError(f"{data}: not UTF-8 text ({error}); a JSONL file is needed, each line {_SHAPES}") from None
-
-
-def _parse(line: str) -> object:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        return error
-
-
-def _examples(row: object, where: str, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    if isinstance(row, json.JSONDecodeError):
-        raise _RowError(f"not JSON ({row.msg} at column {row.colno}); each line is {_SHAPES}")
-    if not isinstance(row, Mapping):
-        raise _RowError(f"got {_short(row)}, but a row is {_SHAPES}")
-    keys = [key for key in ("prompt", "messages", "text") if key in row]
-    if len(keys) != 1 or ("completion" in row) != (keys == ["prompt"]):
-        raise _RowError(f"got the keys {', '.join(map(str, row)) or '(none)'}, but a row is {_SHAPES}")
-    if keys == ["messages"]:
-        return _turns(row["messages"], where, tokenizer)
-    if keys == ["text"]:
-        return [Example("", _text(row, "text"), "", rendered=False, closed=False, where=where)]
+    shape = shape_of(row)
+    assert isinstance(row, Mapping)
+    inputs = _augmenter_inputs(row)
+    if shape == "messages":
+        return _turns(row["messages"], place, inputs, tokenizer)
+    if shape == "text":
+        text = _text(row, "text")
+        return [Example("", text, "", rendered=False, closed=False, place=place, augmenter_inputs=inputs)]
     prompt = _text(row, "prompt", hint='; a row without a prompt is {"text"}')
-    return [Example(prompt, _text(row, "completion"), prompt, rendered=False, closed=False, where=where)]
+    completion = _text(row, "completion")
+    return [Example(prompt, completion, prompt, rendered=False, closed=False, place=place, augmenter_inputs=inputs)]
 
 
-def _augmenter_inputs(row: object) -> Mapping[str, Mapping[str, Any]]:
-    given = row.get("augmenter_inputs", {}) if isinstance(row, Mapping) else {}
+def _augmenter_inputs(row: Mapping[str, Any]) -> Inputs:
+    given = row.get("augmenter_inputs") or {}
     if not isinstance(given, Mapping) or not all(isinstance(inputs, Mapping) for inputs in given.values()):
-        raise _RowError(f"augmenter_inputs: got {_short(given)}, but {{augmenter: {{input: array}}}} is needed")
-    return given
+        raise InputError(f"augmenter_inputs: got {_short(given)}, but {{augmenter: {{input: array}}}} is needed")
+    return {
+        name: {key: _array(value, f"augmenter_inputs.{name}.{key}") for key, value in inputs.items()}
+        for name, inputs in given.items()
+    }
+
+
+def _array(value: object, key: str) -> NDArray[Any]:
+    try:
+        tensor = torch.as_tensor(value).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{key}: got {_short(value)}, but an array is needed") from None
+    array: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # numpy has no bf16
+    return array
 
 
 def _text(row: Mapping[str, Any], key: str, *, hint: str = "") -> str:
-    value = row[key]
+    text = _check_text(row[key], key)
+    if not text:
+        raise InputError(f"{key}: got '', but a text is needed{hint}")
+    return text
+
+
+def _check_text(value: object, key: str) -> str:
     if not isinstance(value, str):
-        raise _RowError(f"{key}: got {_short(value)}, but a text is needed")
-    if not value:
-        raise _RowError(f"{key}: got '', but a text is needed{hint}")
+        raise InputError(f"{key}: got {_short(value)}, but a text is needed")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{key}: got half a character ({value[error.start]!r}), but Unicode text is needed") from None
     return value
 
 
-def _turns(messages: object, where: str, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+def _turns(messages: object, place: Place, inputs: Inputs, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     """Return one sample per supervised assistant turn: in one sample, earlier turns would see later text."""
     if not tokenizer.chat_template:
-        raise _RowError('messages: the anchor has no chat template; give {"prompt", "completion"} rows')
+        raise InputError('messages: the anchor has no chat template; give {"prompt", "completion"} rows')
     if not isinstance(messages, Sequence) or isinstance(messages, str):
-        raise _RowError(f"messages: got {_short(messages)}, but a list is needed")
+        raise InputError(f"messages: got {_short(messages)}, but a list is needed")
     for index, message in enumerate(messages):
         role = message.get("role") if isinstance(message, Mapping) else message
         if role not in _ROLES:
-            raise _RowError(f"messages[{index}].role: got {_short(role)}, but allowed are {', '.join(_ROLES)}")
-        if not isinstance(message.get("content"), str):
-            got = _short(message.get("content"))
-            raise _RowError(f"messages[{index}].content: got {got}, but a text is needed")
+            raise InputError(f"messages[{index}].role: got {_short(role)}, but allowed are {', '.join(_ROLES)}")
+        _check_text(message.get("content"), f"messages[{index}].content")
+        if hint := misspelt(message, among=("role", "content", "weight")):
+            raise InputError(f"messages[{index}]: got the keys {', '.join(message)}{hint}")
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1) != 0]
     if not turns:
-        raise _RowError("messages: no assistant message to train on")
-    return [_turn(messages, turn, where, tokenizer) for turn in turns]
+        raise InputError("messages: no assistant message to train on")
+    return [_turn(messages, turn, place, inputs, tokenizer) for turn in turns]
 
 
-def _turn(messages: Sequence[Any], turn: int, where: str, tokenizer: PreTrainedTokenizerBase) -> Example:
+def _turn(
+    messages: Sequence[Any],
+    turn: int,
+    place: Place,
+    inputs: Inputs,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Example:
     if turn == 0:
-        raise _RowError('messages[0]: an assistant message has no prompt before it; a row without a prompt is {"text"}')
+        raise InputError(
+            'messages[0]: an assistant message has no prompt before it; a row without a prompt is {"text"}'
+        )
     content = messages[turn]["content"]
     if not content:
-        raise _RowError(f"messages[{turn}].content: got '', but a text is needed")
+        raise InputError(f"messages[{turn}].content: got '', but a text is needed")
     before = messages[:turn]
     prompt = render_chat(tokenizer, before)
     whole = render_chat(tokenizer, messages[: turn + 1], add_generation_prompt=False)
@@ -177,7 +228,8 @@ def _turn(messages: Sequence[Any], turn: int, where: str, tokenizer: PreTrainedT
         prompt_text=messages_text(before),
         rendered=True,
         closed=not answer.endswith(content.rstrip()),
-        where=where,
+        place=place,
+        augmenter_inputs=inputs,
     )
 
 

@@ -1,30 +1,22 @@
-"""From rows to batches: token ids, labels, padding."""
+"""Tokenised samples in columns, and the batches made of them: token ids, labels, padding."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, TypedDict
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from calm_graph.data.rows import Example, Rows, read_examples
-from calm_graph.declare.settings import LongRows
-from calm_graph.errors import InputError
-from calm_graph.model.prompts import start_ids
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
+from calm_graph.data.rows import Inputs, Place, Source
 
 IGNORED = -100
 """The label of a position that is not trained on."""
-
-_TOKENISED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +28,16 @@ class Sample:
         prompt_length: How many of them are the prompt; 0 for a `{"text"}` row.
         prompt_text: What the augmenters read for the prompt.
         completion_bytes: UTF-8 bytes of the completion's text.
-        where: The row it came from.
-        augmenter_inputs: Augmenter name -> inputs of a model that reads something else than text, one sample's.
+        place: The row it came from.
+        augmenter_inputs: One sample's.
     """
 
-    input_ids: Tensor
+    input_ids: NDArray[np.int32]
     prompt_length: int
     prompt_text: str
     completion_bytes: int
-    where: str
-    augmenter_inputs: Mapping[str, Mapping[str, Tensor]]
+    place: Place
+    augmenter_inputs: Inputs
 
     @property
     def num_supervised(self) -> int:
@@ -68,139 +60,149 @@ class Batch(TypedDict):
     augmenter_inputs: dict[str, dict[str, Tensor]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Dataset:
-    """The tokenised samples of one file or list.
+    """Tokenised samples, each field of all of them in one array.
+
+    That is cheap to send to other processes, to share between them and to map from a file, however many there are.
+    `dataset[index]` is a view of one sample.
 
     Args:
-        samples: In the order of the rows.
+        input_ids: int32, the tokens of all samples, one after the other.
+        offsets: N + 1 int64; sample i has the tokens from `offsets[i]` to `offsets[i + 1]`.
+        prompt_lengths: N int32.
+        completion_bytes: N int32.
+        texts: uint8, what the augmenters read as prompts, as UTF-8, one after the other.
+        text_offsets: N + 1 int64.
+        source_ids: N int32, which of `sources` a sample comes from.
+        row_numbers: N int64, its row there.
+        augmenter_inputs: Arrays of N x ...
+        sources: The files or tables.
         pad_token_id: Fills the right side of a batch; never visible.
-        num_skipped: Rows left out because they are too long.
-        num_cut: Rows shortened to the longest length allowed.
+        num_skipped: Samples left out because they are too long.
+        num_cut: Samples shortened to the longest length allowed.
     """
 
-    samples: tuple[Sample, ...]
+    input_ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    prompt_lengths: NDArray[np.int32]
+    completion_bytes: NDArray[np.int32]
+    texts: NDArray[np.uint8]
+    text_offsets: NDArray[np.int64]
+    source_ids: NDArray[np.int32]
+    row_numbers: NDArray[np.int64]
+    augmenter_inputs: Inputs = field(default_factory=dict)
+    sources: tuple[Source, ...]
     pad_token_id: int
     num_skipped: int = 0
     num_cut: int = 0
 
+    @classmethod
+    def of(cls, samples: Sequence[Sample], *, pad_token_id: int) -> Dataset:
+        """Put samples into columns; all have augmenter inputs of the same names and shapes."""
+        sources = tuple(dict.fromkeys(sample.place.source for sample in samples))
+        ids = {source: id for id, source in enumerate(sources)}
+        texts = [sample.prompt_text.encode() for sample in samples]
+        return cls(
+            input_ids=_joined([sample.input_ids for sample in samples], np.int32),
+            offsets=_offsets(len(sample.input_ids) for sample in samples),
+            prompt_lengths=np.array([sample.prompt_length for sample in samples], dtype=np.int32),
+            completion_bytes=np.array([sample.completion_bytes for sample in samples], dtype=np.int32),
+            texts=np.frombuffer(b"".join(texts), dtype=np.uint8),
+            text_offsets=_offsets(map(len, texts)),
+            source_ids=np.array([ids[sample.place.source] for sample in samples], dtype=np.int32),
+            row_numbers=np.array([sample.place.number for sample in samples], dtype=np.int64),
+            augmenter_inputs=_stacked([sample.augmenter_inputs for sample in samples]),
+            sources=sources,
+            pad_token_id=pad_token_id,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Dataset]) -> Dataset:
+        """Put data sets one behind the other; each has samples, with augmenter inputs of the same names and shapes."""
+        sources = tuple(dict.fromkeys(chain.from_iterable(part.sources for part in parts)))
+        ids = [np.array([sources.index(source) for source in part.sources], dtype=np.int32) for part in parts]
+        first = parts[0]
+        return cls(
+            input_ids=np.concatenate([part.input_ids for part in parts]),
+            offsets=_offsets(np.concatenate([part.lengths for part in parts])),
+            prompt_lengths=np.concatenate([part.prompt_lengths for part in parts]),
+            completion_bytes=np.concatenate([part.completion_bytes for part in parts]),
+            texts=np.concatenate([part.texts for part in parts]),
+            text_offsets=_offsets(np.concatenate([np.diff(part.text_offsets) for part in parts])),
+            source_ids=np.concatenate([new[part.source_ids] for new, part in zip(ids, parts, strict=True)]),
+            row_numbers=np.concatenate([part.row_numbers for part in parts]),
+            augmenter_inputs={
+                name: {key: np.concatenate([part.augmenter_inputs[name][key] for part in parts]) for key in inputs}
+                for name, inputs in first.augmenter_inputs.items()
+            },
+            sources=sources,
+            pad_token_id=first.pad_token_id,
+            num_skipped=sum(part.num_skipped for part in parts),
+            num_cut=sum(part.num_cut for part in parts),
+        )
+
+    def __len__(self) -> int:
+        return len(self.prompt_lengths)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return a view of one sample."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"got sample {index}, but there are 0..{len(self) - 1}")
+        text = self.texts[self.text_offsets[index] : self.text_offsets[index + 1]]
+        return Sample(
+            self.input_ids[self.offsets[index] : self.offsets[index + 1]],
+            int(self.prompt_lengths[index]),
+            text.tobytes().decode(),
+            int(self.completion_bytes[index]),
+            self._place(index),
+            {
+                name: {key: value[index] for key, value in inputs.items()}
+                for name, inputs in self.augmenter_inputs.items()
+            },
+        )
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """N int64, tokens of each sample."""
+        return np.diff(self.offsets)
+
     def batch(self, indices: Sequence[int]) -> Batch:
         """Collate these samples."""
-        return collate([self.samples[index] for index in indices], pad_token_id=self.pad_token_id)
+        return collate([self[index] for index in indices], pad_token_id=self.pad_token_id)
+
+    def num_supervised(self, indices: Sequence[int]) -> int:
+        """Return how many tokens of these samples are predicted."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        lengths = self.offsets[chosen + 1] - self.offsets[chosen]
+        return int((lengths - np.maximum(self.prompt_lengths[chosen], 1)).sum())
+
+    def where(self, index: int) -> str:
+        """Return the row a sample came from, as `train.jsonl:17` or `data[16]`."""
+        return str(self._place(index))
 
     def fingerprint(self) -> str:
         """Return the sha256 of all token ids and prompts: what a resumed run must find again."""
         digest = hashlib.sha256()
-        for sample in self.samples:
-            digest.update(f"{len(sample.input_ids)} {sample.prompt_length} {sample.prompt_text}\n".encode())
-            digest.update(sample.input_ids.numpy().tobytes())
-            for name, inputs in sorted(sample.augmenter_inputs.items()):
-                for key, value in sorted(inputs.items()):
-                    digest.update(f"{name} {key} {tuple(value.shape)}\n".encode() + value.numpy().tobytes())
+        columns: dict[str, NDArray[Any]] = {
+            "offsets": self.offsets,
+            "input_ids": self.input_ids,
+            "prompt_lengths": self.prompt_lengths,
+            "text_offsets": self.text_offsets,
+            "texts": self.texts,
+        }
+        for name, inputs in self.augmenter_inputs.items():
+            columns |= {f"{name} {key}": value for key, value in inputs.items()}
+        for name, column in sorted(columns.items()):
+            digest.update(f"{name} {column.dtype} {column.shape}\n".encode())
+            digest.update(np.ascontiguousarray(column).data)
         return f"sha256:{digest.hexdigest()}"
 
-
-def load_dataset(
-    data: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None, long_rows: LongRows = "error"
-) -> Dataset:
-    """Read and tokenise rows.
-
-    Prompt and completion are tokenised separately, so that the prompt's tokens do not depend on what follows: the
-    prompt with the tokenizer's special tokens (or as the chat template wrote it), the completion without, closed by
-    the end token.
-
-    Args:
-        data: A JSONL file, or a list of rows.
-        tokenizer: The anchor's.
-        max_length: The most tokens of a sample; None allows any.
-        long_rows: What happens to longer ones.
-
-    Returns:
-        The samples.
-
-    Raises:
-        InputError: A row is wrong, too long or has nothing to predict, or no sample is left.
-    """
-    examples = read_examples(data, tokenizer)
-    samples: list[Sample] = []
-    too_long: list[Sample] = []
-    num_cut = 0
-    first_inputs: tuple[str, dict[str, tuple[int, ...]]] | None = None
-    for sample in _tokenise(examples, tokenizer):
-        shapes = _shapes(sample)
-        where, expected = first_inputs = first_inputs or (sample.where, shapes)
-        if shapes != expected:
-            raise InputError(
-                f"{sample.where}: augmenter_inputs have the shapes {shapes}, but those of {where} are {expected}; "
-                "inputs of one batch are stacked, so all rows need the same"
-            )
-        if sample.num_supervised < 1:
-            raise InputError(f"{sample.where}: its {len(sample.input_ids)} tokens leave none to be predicted")
-        if max_length is None or len(sample.input_ids) <= max_length:
-            samples.append(sample)
-        elif long_rows == "cut" and sample.prompt_length < max_length:
-            num_cut += 1
-            samples.append(_cut(sample, max_length))
-        else:
-            too_long.append(sample)
-    if too_long and long_rows == "error":
-        first = too_long[0]
-        raise InputError(
-            f"{first.where}: got {len(first.input_ids)} tokens, but at most {max_length} are allowed (max_length, else "
-            f"the anchor's context); {len(too_long)} of {len(examples)} samples are too long. Raise max_length, "
-            "shorten them, or set long_rows to 'skip' or 'cut'"
-        )
-    if not samples:
-        raise InputError(f"{too_long[0].where}: all {len(examples)} samples are longer than max_length={max_length}")
-    if too_long or num_cut:
-        name = data if isinstance(data, str) else samples[0].where.rpartition(":")[0] or "data"
-        logger.warning("%s: %d samples skipped and %d cut at %s tokens", name, len(too_long), num_cut, max_length)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return Dataset(tuple(samples), int(pad or 0), num_skipped=len(too_long), num_cut=num_cut)
-
-
-def _shapes(sample: Sample) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{name}.{key}": tuple(value.shape)
-        for name, inputs in sorted(sample.augmenter_inputs.items())
-        for key, value in sorted(inputs.items())
-    }
-
-
-def _cut(sample: Sample, length: int) -> Sample:
-    # The bytes are shared out by tokens: exact counts would need the text to be cut where a token ends.
-    kept = length - sample.prompt_length
-    share = kept / (len(sample.input_ids) - sample.prompt_length)
-    return Sample(
-        sample.input_ids[:length].clone(),
-        sample.prompt_length,
-        sample.prompt_text,
-        max(1, round(sample.completion_bytes * share)),
-        sample.where,
-        sample.augmenter_inputs,
-    )
-
-
-def _tokenise(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Sample]:
-    start = start_ids(tokenizer)
-    for first in range(0, len(examples), _TOKENISED_AT_ONCE):
-        chunk = examples[first : first + _TOKENISED_AT_ONCE]
-        prompts = tokenizer([example.prompt for example in chunk], add_special_tokens=False)["input_ids"]
-        completions = tokenizer([example.completion for example in chunk], add_special_tokens=False)["input_ids"]
-        for example, prompt, completion in zip(chunk, prompts, completions, strict=True):
-            before = list(prompt) if example.rendered else start + list(prompt)
-            closing = [] if example.closed or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-            yield Sample(
-                input_ids=torch.tensor(before + list(completion) + closing, dtype=torch.int32),
-                prompt_length=len(before) if example.prompt else 0,
-                prompt_text=example.prompt_text,
-                completion_bytes=len(example.completion.encode()),
-                where=example.where,
-                augmenter_inputs={
-                    name: {key: torch.as_tensor(value) for key, value in inputs.items()}
-                    for name, inputs in example.augmenter_inputs.items()
-                },
-            )
+    def _place(self, index: int) -> Place:
+        return Place(self.sources[self.source_ids[index]], int(self.row_numbers[index]))
 
 
 def collate(samples: Sequence[Sample], *, pad_token_id: int) -> Batch:
@@ -214,22 +216,37 @@ def collate(samples: Sequence[Sample], *, pad_token_id: int) -> Batch:
         The batch; labels are -100 on the prompt, on the first token and on padding.
     """
     width = max(len(sample.input_ids) for sample in samples)
-    input_ids = torch.full((len(samples), width), pad_token_id, dtype=torch.int64)
-    labels = torch.full((len(samples), width), IGNORED, dtype=torch.int64)
-    attention_mask = torch.zeros((len(samples), width), dtype=torch.bool)
+    input_ids = np.full((len(samples), width), pad_token_id, dtype=np.int64)
+    labels = np.full((len(samples), width), IGNORED, dtype=np.int64)
+    attention_mask = np.zeros((len(samples), width), dtype=np.bool_)
     for row, sample in enumerate(samples):
         length, first = len(sample.input_ids), max(sample.prompt_length, 1)
         input_ids[row, :length] = sample.input_ids
         attention_mask[row, :length] = True
         labels[row, first:length] = sample.input_ids[first:]
+    stacked = _stacked([sample.augmenter_inputs for sample in samples])
     return Batch(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        labels=labels,
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=torch.from_numpy(attention_mask),
+        labels=torch.from_numpy(labels),
         prompt_lengths=torch.tensor([sample.prompt_length for sample in samples]),
         prompt_texts=[sample.prompt_text for sample in samples],
         augmenter_inputs={
-            name: {key: torch.stack([sample.augmenter_inputs[name][key] for sample in samples]) for key in inputs}
-            for name, inputs in samples[0].augmenter_inputs.items()
+            name: {key: torch.from_numpy(value) for key, value in inputs.items()} for name, inputs in stacked.items()
         },
     )
+
+
+def _joined(arrays: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype)
+
+
+def _offsets(lengths: Iterable[int]) -> NDArray[np.int64]:
+    return np.cumsum([0, *lengths], dtype=np.int64)
+
+
+def _stacked(inputs: Sequence[Inputs]) -> dict[str, dict[str, NDArray[Any]]]:
+    return {
+        name: {key: np.stack([each[name][key] for each in inputs]) for key in arrays}
+        for name, arrays in (inputs[0] if inputs else {}).items()
+    }

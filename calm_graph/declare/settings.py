@@ -19,6 +19,8 @@ class TrainSettings(Declared):
     Args:
         max_steps: Optimiser steps in all.
         batch_size: Samples per optimiser step, whatever the number of pieces they are run in.
+        tokens_per_batch: Positions per optimiser step, padding included, instead of a number of samples; rows of one
+            length or another then cost the same memory. A longer row is treated as `long_rows` says.
         gradient_accumulation_steps: Pieces each batch is run in. More pieces need less memory; the step is the same,
             because the loss is the mean over all supervised tokens of the batch.
         pool_batches: Batches are of similar lengths, sorted within pools of so many batches, for less padding; 1 draws
@@ -32,7 +34,8 @@ class TrainSettings(Declared):
         seed: Seeds the attachments' initialisation and the order of the data.
         max_length: Tokens per sample, prompt and completion together; None takes the anchor's context length.
         long_rows: What happens to a longer row: `error` stops before training, `skip` leaves it out, `cut` keeps its
-            first `max_length` tokens; the rows that were skipped or cut are counted and reported.
+            first `max_length` tokens, if its prompt leaves room for a completion, and skips it otherwise; the rows that
+            were skipped or cut are counted and reported.
         eval_every_steps: Steps between two evaluations; the first one is before training.
         patience: Stop early after so many evaluations without a better loss; None never does.
         checkpoint_every_steps: Steps between two resumable checkpoints; the last step has one anyway.
@@ -54,6 +57,7 @@ class TrainSettings(Declared):
 
     max_steps: int = Field(default=1000, ge=1)
     batch_size: int = Field(default=16, ge=1)
+    tokens_per_batch: int | None = Field(default=None, ge=2)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     pool_batches: int = Field(default=50, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -101,7 +105,7 @@ class TrainSettings(Declared):
 
     @model_validator(mode="after")
     def _pieces_fit_the_batch(self) -> Self:
-        if self.gradient_accumulation_steps > self.batch_size:
+        if self.tokens_per_batch is None and self.gradient_accumulation_steps > self.batch_size:
             raise ValueError(
                 f"gradient_accumulation_steps is {self.gradient_accumulation_steps}, but a batch of "
                 f"batch_size={self.batch_size} samples cannot be run in more than {self.batch_size} pieces"

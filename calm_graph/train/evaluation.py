@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
+from calm_graph.data.order import split
 from calm_graph.data.samples import Dataset
 from calm_graph.declare.settings import Precision
 from calm_graph.train.step import run
@@ -33,6 +35,7 @@ def evaluate(
     dataset: Dataset,
     *,
     batch_size: int,
+    tokens_per_batch: int | None = None,
     precision: Precision = "fp32",
     workers: Workers = ALONE,
 ) -> Evaluation:
@@ -42,24 +45,25 @@ def evaluate(
         model: A composed model; its training mode is put back afterwards.
         dataset: The samples; all of them are run, in batches of similar lengths that the workers share out.
         batch_size: Samples per batch.
+        tokens_per_batch: Positions per batch, padding included, instead.
         precision: `bf16` runs the model under autocast.
         workers: Who runs it.
 
     Returns:
         Loss and bits per byte, the same for every worker.
     """
-    samples = dataset.samples
-    order = sorted(range(len(samples)), key=lambda index: len(samples[index].input_ids))
+    order = np.argsort(dataset.lengths, kind="stable")
     was_training = model.training
     model.eval()
     try:
         total = 0.0
-        for first in range(workers.rank * batch_size, len(order), workers.count * batch_size):
-            batch = dataset.batch(order[first : first + batch_size])
+        batches = split(order, dataset.lengths, batch_size=batch_size, tokens_per_batch=tokens_per_batch)
+        for indices in batches[workers.rank :: workers.count]:
+            batch = dataset.batch(indices.tolist())
             total += run(model, batch, device=workers.device, precision=precision, num_items_in_batch=1).item()
     finally:
         model.train(was_training)
     total = sum(values[0] for values in workers.gather([total]))
-    num_tokens = sum(sample.num_supervised for sample in samples)
-    num_bytes = sum(sample.completion_bytes for sample in samples)
+    num_tokens = dataset.num_supervised(range(len(dataset)))
+    num_bytes = int(dataset.completion_bytes.sum(dtype=np.int64))
     return Evaluation(loss=total / num_tokens, bits_per_byte=total / math.log(2) / num_bytes)

@@ -97,10 +97,11 @@ class Loop:
         settings, first = self.settings, self.workers.is_first
         optimizer = make_optimizer(self.model, settings)
         order = BatchOrder(
-            [len(sample.input_ids) for sample in self.dataset.samples],
+            self.dataset.lengths,
             batch_size=settings.batch_size,
             seed=settings.seed,
             pool_batches=settings.pool_batches,
+            tokens_per_batch=settings.tokens_per_batch,
         )
         self._state = self._start(state_folder, optimizer)
         self._check_same_start()
@@ -150,7 +151,7 @@ class Loop:
         # The others wait for this worker's gradients, so it runs something even when there is nothing for it.
         own = share(indices, workers.rank, workers.count)
         pieces = cut(own or indices[:1], settings.gradient_accumulation_steps)
-        num_supervised = sum(self.dataset.samples[index].num_supervised for index in indices) / workers.count
+        num_supervised = self.dataset.num_supervised(indices) / workers.count
         began = time.perf_counter()
         learning_rate = learning_rate_at(step, settings)
         watched = (step + 1) % settings.log_every_steps == 0 and workers.is_first
@@ -171,7 +172,7 @@ class Loop:
             raise self._not_finite(error, indices) from None
         self._state = replace(self._state, step=step + 1)
         self._stopping = result.stop
-        self._record(result, learning_rate, time.perf_counter() - began, step / order.batches_per_epoch, writes)
+        self._record(result, learning_rate, time.perf_counter() - began, order.epoch(step), writes)
 
     def _record(self, result: StepResult, learning_rate: float, seconds: float, epoch: float, writes: Writes) -> None:
         if self._log is None:
@@ -197,7 +198,7 @@ class Loop:
             num_pieces = self.settings.gradient_accumulation_steps
             cuts = {rank: cut(share(indices, rank, self.workers.count), num_pieces) for rank, _ in error.pieces}
             culprits = [index for rank, piece in error.pieces for index in cuts[rank][piece]]
-        rows = [self.dataset.samples[index].where for index in culprits]
+        rows = [self.dataset.where(index) for index in culprits]
         last = self.folder.last_state()
         kept = f"the last good state is {last}" if last else "no state was written yet"
         return DivergedError(
@@ -210,8 +211,14 @@ class Loop:
             return
         settings, state = self.settings, self._state
         size = -(-settings.batch_size // settings.gradient_accumulation_steps)
+        budget = settings.tokens_per_batch
         result = evaluate(
-            self.model, self.eval_dataset, batch_size=size, precision=settings.precision, workers=self.workers
+            self.model,
+            self.eval_dataset,
+            batch_size=size,
+            tokens_per_batch=budget and -(-budget // settings.gradient_accumulation_steps),
+            precision=settings.precision,
+            workers=self.workers,
         )
         if not math.isfinite(result.loss):
             raise DivergedError(f"step {state.step}: the evaluation's loss is not a finite number; nothing was saved")

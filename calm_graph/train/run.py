@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calm_graph.data.rows import Rows
-from calm_graph.data.samples import load_dataset
+from calm_graph.data.columns import Columns
+from calm_graph.data.load import load_dataset
+from calm_graph.data.samples import Dataset
+from calm_graph.data.sources import Rows
 from calm_graph.declare.composition import Composition
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import TrainingError
@@ -44,6 +46,7 @@ def fit(
     *,
     data: Rows,
     eval_data: Rows | None = None,
+    columns: Columns | None = None,
     out: str | Path | None = None,
     settings: TrainSettings | None = None,
     resume: bool = False,
@@ -57,8 +60,12 @@ def fit(
 
     Args:
         composition_or_model: A declaration, which is built first, or a model that is trained further in place.
-        data: Rows to train on: a JSONL file, or a list.
-        eval_data: Held-out rows. With them the checkpoint is that of the best evaluation, else that of the last step.
+        data: Rows to train on: a JSON Lines or Parquet file, a folder or glob of them, also as a URI (`s3://`,
+            `gs://`); `hf:NAME:SPLIT`; a `datasets.Dataset`; a `ray.data.Dataset`; or a list.
+        eval_data: Held-out rows, likewise. With them the checkpoint is that of the best evaluation, else that of the
+            last step.
+        columns: Key of a row -> the column of the data that holds it, as in `{"prompt": "question", "completion":
+            "answer"}`; None: each is under its own name.
         out: The folder of the run, shared by all nodes of a cluster, or an address in a bucket such as
             `s3://bucket/run`; None is `runs/NAME`, after the composition.
         settings: None takes every default.
@@ -90,11 +97,13 @@ def fit(
         ray_trainer.check_cluster(settings)
     tokenizer = model.tokenizer if model else load_tokenizer(plan.anchor.card)
     limit = _max_length(plan, settings)
-    dataset, held_out = (
-        None if rows is None else load_dataset(rows, tokenizer, max_length=limit, long_rows=settings.long_rows)
-        for rows in (data, eval_data)
-    )
-    assert dataset is not None
+
+    def load(rows: Rows) -> Dataset:
+        long_rows = settings.long_rows
+        return load_dataset(rows, tokenizer, max_length=limit, long_rows=long_rows, columns=columns, show=show)
+
+    dataset = load(data)
+    held_out = load(eval_data) if eval_data is not None else None
     folder.open(settings)
     job = Job(
         plan=plan,
@@ -143,4 +152,6 @@ def _max_length(plan: Plan, settings: TrainSettings) -> int | None:
     context: int | None = plan.anchor.card.context_length
     if settings.max_length is not None and context is not None and settings.max_length > context:
         raise TrainingError(f"settings.max_length: got {settings.max_length}, but the anchor's context is {context}")
-    return settings.max_length or context
+    # A sample above the budget would be a batch above the budget.
+    limits = (settings.max_length or context, settings.tokens_per_batch)
+    return min((limit for limit in limits if limit is not None), default=None)

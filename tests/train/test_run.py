@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 import calm_graph
 from calm_graph import Composition, every
-from calm_graph.data.samples import load_dataset
+from calm_graph.data.load import load_dataset
 from calm_graph.declare.composition import Augmenter
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import CheckpointError, InputError, TrainingError

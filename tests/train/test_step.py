@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from calm_graph.data.samples import Batch, Dataset, load_dataset
+from calm_graph.data.load import load_dataset
+from calm_graph.data.samples import Batch, Dataset
 from calm_graph.errors import TrainingError
 from calm_graph.train.loop import cut
 from calm_graph.train.step import (
@@ -55,11 +56,11 @@ def test_the_loss_is_the_mean_over_supervised_tokens(make_model: MakeModel) -> N
     dataset = load_dataset(ROWS, model.tokenizer, max_length=None)
     total, count = 0.0, 0
     for index in range(8):
-        sample = dataset.samples[index]
+        sample = dataset[index]
         with torch.no_grad():
-            logits = model.anchor(input_ids=sample.input_ids.long()[None]).logits[0].log_softmax(-1)
+            logits = model.anchor(input_ids=torch.from_numpy(sample.input_ids).long()[None]).logits[0].log_softmax(-1)
         for position in range(sample.prompt_length, len(sample.input_ids)):
-            total -= logits[position - 1, sample.input_ids[position]].item()
+            total -= logits[position - 1, int(sample.input_ids[position])].item()
             count += 1
     result = train_step(model, pieces_of(dataset, 1), make_optimizer(model, quick()), learning_rate=0.0)
     assert count == count_supervised(pieces_of(dataset, 1))
