@@ -70,8 +70,9 @@ def open_dataset(folder: str | Path) -> Dataset:
         inputs: dict[str, dict[str, NDArray[Any]]] = {}
         for number, (name, key) in enumerate(facts["augmenter_inputs"]):
             inputs.setdefault(name, {})[key] = _mapped(folder / f"augmenter_inputs.{number}.npy")
+        columns: dict[str, Any] = {name: _mapped(folder / f"{name}.npy") for name in _COLUMNS}
         return Dataset(
-            **{name: _mapped(folder / f"{name}.npy") for name in _COLUMNS},
+            **columns,
             **{name: facts[name] for name in _COUNTS},
             sources=tuple(Source(*source) for source in facts["sources"]),
             augmenter_inputs=inputs,
