@@ -182,12 +182,12 @@ def _parts(rows: Iterator[tuple[Place, object]], tokenizer: PreTrainedTokenizerB
 
 
 def _tokenised(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Sample]:
-    start = start_ids(tokenizer)
+    start, end = start_ids(tokenizer), tokenizer.eos_token_id
     prompts = tokenizer([example.prompt for example in examples], add_special_tokens=False)["input_ids"]
     completions = tokenizer([example.completion for example in examples], add_special_tokens=False)["input_ids"]
     for example, prompt, completion in zip(examples, prompts, completions, strict=True):
         before = list(prompt) if example.rendered else start + list(prompt)
-        closing = [] if example.closed or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        closing = [] if example.closed or end is None else [end]
         yield Sample(
             input_ids=np.array(before + list(completion) + closing, dtype=np.int32),
             prompt_length=len(before) if example.prompt else 0,

@@ -48,14 +48,18 @@ def parts_of(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, columns: Colu
         num_cpus=1,
         fn_kwargs={"tokenizer": tokenizer, "columns": columns},
     )
+    options = tokenised.context.execution_options
+    was_preserved, num_rows = options.preserve_order, 0
     # Rows in another order would be another data set, and no run could be resumed with it.
-    tokenised.context.execution_options.preserve_order = True
-    num_rows = 0
-    for row in tokenised.iter_rows():
-        part = row["part"]
-        assert isinstance(part, Part)
-        yield part.moved(num_rows)
-        num_rows += part.num_rows
+    options.preserve_order = True
+    try:
+        for row in tokenised.iter_rows():
+            part = row["part"]
+            assert isinstance(part, Part)
+            yield part.moved(num_rows)
+            num_rows += part.num_rows
+    finally:
+        options.preserve_order = was_preserved
 
 
 def _tokenise(table: pa.Table, *, tokenizer: PreTrainedTokenizerBase, columns: Columns | None) -> dict[str, Any]:

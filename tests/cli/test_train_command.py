@@ -10,7 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from calm_graph.cli import main
 from calm_graph.train.metrics import read_metrics
@@ -35,6 +37,18 @@ def test_files_become_a_checkpoint(workplace: Path, cards: Path, capsys: pytest.
     assert {"composition.safetensors", "composition.json", "loss.png", "metrics.jsonl", "result.json"} <= set(
         os.listdir("out")
     )
+
+
+def test_columns_of_parquet_files_are_named(workplace: Path, cards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in Path("train.jsonl").read_text().splitlines()]
+    for part, some in enumerate((rows[::2], rows[1::2])):
+        table = {"question": [row["prompt"] for row in some], "answer": [row["completion"] for row in some]}
+        parquet.write_table(pa.table(table), f"part-{part}.parquet")
+    arguments = ["train", "prices.py", "--data", "part-*.parquet", "--registry", str(cards), *QUICK]
+    assert main(arguments) == 1
+    assert "got the columns question, answer, but a row is" in capsys.readouterr().err
+    assert main([*arguments, "--columns", "prompt=question, completion=answer"]) == 0
+    assert "finished after 4 steps" in capsys.readouterr().out
 
 
 def test_the_default_folder_is_named_after_the_composition_and_json_is_json(
@@ -63,7 +77,9 @@ def test_a_second_run_is_refused_and_resume_goes_on(
         (["--set", "patience"], "--set: got 'patience', but NAME=VALUE is needed"),
         (["--max-steps", "many"], "settings.max_steps: got 'many'"),
         (["--set", "precision=fp8"], "settings.precision: got 'fp8', but allowed are 'fp32' or 'bf16'"),
-        (["--data", "none.jsonl"], "none.jsonl: no such file; a JSONL file is needed"),
+        (["--data", "none.jsonl"], "none.jsonl: no such file, folder of .jsonl or .parquet files, or glob"),
+        (["--columns", "prompt"], "--columns: got 'prompt', but KEY=COLUMN is needed, such as prompt=question"),
+        (["--columns", "text=txet"], "train.jsonl:1: no column 'txet' among prompt, completion"),
         (["--set", "patience=2"], "patience is 2, but without eval_data nothing is evaluated"),
     ],
 )

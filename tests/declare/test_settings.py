@@ -31,6 +31,7 @@ def test_settings_survive_json() -> None:
         ({"min_lr_ratio": 2}, r"settings\.min_lr_ratio: got 2: .*less than or equal to 1"),
         ({"betas": [1.0, 0.9]}, r"settings\.betas: got \[1.0, 0.9\]: .*less than 1"),
         ({"long_rows": "drop"}, r"settings\.long_rows: got 'drop', but allowed are 'error', 'skip' or 'cut'"),
+        ({"tokens_per_batch": 1}, r"settings\.tokens_per_batch: got 1: .*greater than or equal to 2"),
         ({"batch_size": 2, "gradient_accumulation_steps": 4}, "cannot be run in more than 2 pieces"),
     ],
 )
@@ -42,6 +43,10 @@ def test_a_wrong_setting_is_named(data: dict[str, Any], message: str) -> None:
 def test_all_wrong_settings_are_reported_at_once() -> None:
     with pytest.raises(DeclarationError, match=r"file\.json: 2 problems\n.*max_steps(.|\n)*seed"):
         TrainSettings.parse({"max_steps": -1, "seed": -1}, where="file.json")
+
+
+def test_with_a_budget_of_tokens_a_batch_has_no_number_of_samples() -> None:
+    assert TrainSettings(tokens_per_batch=4096, batch_size=1, gradient_accumulation_steps=4).tokens_per_batch == 4096
 
 
 def test_updated_copies_are_checked() -> None:
