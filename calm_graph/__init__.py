@@ -17,6 +17,7 @@ from calm_graph.errors import (
     DeclarationError,
     InputError,
     Problem,
+    StatesError,
     TrainingError,
 )
 
@@ -43,6 +44,7 @@ __all__ = [
     "InputError",
     "Plan",
     "Problem",
+    "StatesError",
     "TrainSettings",
     "TrainingError",
     "at",

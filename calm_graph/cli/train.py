@@ -29,6 +29,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         examples="""
         calm-graph train helpdesk.py --data train.jsonl --eval dev.jsonl --out runs/helpdesk
         calm-graph train helpdesk.py --data train.jsonl --out runs/helpdesk --resume
+        calm-graph train helpdesk.py --data train.jsonl --states states/helpdesk
         calm-graph train helpdesk.py --data train.jsonl --max-steps 2000 --set patience=3 --set precision=bf16
         """,
     )
@@ -42,6 +43,9 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--eval", dest="eval_data", metavar="JSONL", help="held-out rows; the best evaluation is kept")
     parser.add_argument(
         "--out", metavar="DIR", help="folder of the run, which then loads as a model (default: runs/NAME)"
+    )
+    parser.add_argument(
+        "--states", metavar="DIR", help="cached states of `calm-graph precompute`; augmenters are not loaded then"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the last state in DIR")
     for name in _FLAGS:
@@ -75,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
             out=options.out,
             settings=settings,
             resume=options.resume,
+            states=options.states,
         )
     except TrainingInterrupted as error:
         print(error, file=sys.stderr)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from calm_graph.data.rows import Example, Rows, read_examples
 from calm_graph.declare.settings import LongRows
 from calm_graph.errors import InputError
 from calm_graph.model.prompts import start_ids
+from calm_graph.model.stored import StoredStates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,7 +58,8 @@ class Batch(TypedDict):
     """What the model is called with.
 
     input_ids, attention_mask (bool) and labels are B x T, padded on the right; prompt_lengths is B; prompt_texts has
-    one text per sample; augmenter_inputs has tensors B x ... for each augmenter with inputs of its own.
+    one text per sample; augmenter_inputs has tensors B x ... for each augmenter with inputs of its own; stored_states
+    is there when states are cached.
     """
 
     input_ids: Tensor
@@ -66,6 +68,7 @@ class Batch(TypedDict):
     prompt_lengths: Tensor
     prompt_texts: list[str]
     augmenter_inputs: dict[str, dict[str, Tensor]]
+    stored_states: NotRequired[Mapping[str, StoredStates]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +80,24 @@ class Dataset:
         pad_token_id: Fills the right side of a batch; never visible.
         num_skipped: Rows left out because they are too long.
         num_cut: Rows shortened to the longest length allowed.
+        states_of: Reads the cached states of a batch; None where nothing is cached.
     """
 
     samples: tuple[Sample, ...]
     pad_token_id: int
     num_skipped: int = 0
     num_cut: int = 0
+    states_of: Callable[[Batch], Mapping[str, StoredStates]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Collate these samples."""
-        return collate([self.samples[index] for index in indices], pad_token_id=self.pad_token_id)
+        """Collate these samples, with their cached states if there are any."""
+        batch = collate([self.samples[index] for index in indices], pad_token_id=self.pad_token_id)
+        if self.states_of is not None:
+            batch["stored_states"] = self.states_of(batch)
+        return batch
 
     def fingerprint(self) -> str:
         """Return the sha256 of all token ids and prompts: what a resumed run must find again."""

@@ -13,6 +13,7 @@ from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import TrainingError
 from calm_graph.model.build import build_model
 from calm_graph.model.composed import ComposedModel
+from calm_graph.states.store import open_states
 from calm_graph.train.folder import RunFolder
 from calm_graph.train.loop import Loop, TrainResult
 from calm_graph.train.progress import Show
@@ -28,6 +29,7 @@ def fit(
     out: str | Path | None = None,
     settings: TrainSettings | None = None,
     resume: bool = False,
+    states: str | Path | None = None,
     registry: Registry | None = None,
     show: Show = "auto",
 ) -> TrainResult:
@@ -40,6 +42,7 @@ def fit(
         out: The folder of the run; None is `runs/NAME`, after the composition.
         settings: None takes every default.
         resume: Go on from the last state in `out`; without one, begin.
+        states: Folder of cached states (`precompute`): augmenters neither run nor are loaded. It must cover all rows.
         registry: Where the composition's names are looked up; None is the default registry.
         show: Progress as a bar on a terminal and lines elsewhere (`auto`), as lines (`plain`), or not at all (`none`).
 
@@ -51,6 +54,7 @@ def fit(
         TrainingError: `out` holds another run, settings do not fit each other, or the loss is no number.
         TrainingInterrupted: Ctrl-C or SIGTERM came; the state is saved, and the message says how to resume.
         DeclarationError: The composition cannot be built.
+        StatesError: The cached states are not those of the composition and the rows.
     """
     settings = settings or TrainSettings()
     if settings.patience is not None and eval_data is None:
@@ -58,16 +62,20 @@ def fit(
     folder = RunFolder(Path(out) if out is not None else Path("runs") / _name_of(composition_or_model))
     state = folder.open(settings, resume=resume)
     device = _device(settings.device)
+    store = None if states is None else open_states(states, composition_or_model, registry=registry)
     model = composition_or_model
     if isinstance(model, Composition):
         # Most CPUs have no bf16 arithmetic: with SmolLM2-135M on one, a forward took 5 and a backward 26 times as long.
         dtype = torch.float32 if device.type == "cpu" and settings.precision == "fp32" else None
-        model = build_model(model, registry=registry, dtype=dtype, seed=settings.seed)
+        model = build_model(model, registry=registry, dtype=dtype, seed=settings.seed, load_augmenters=store is None)
     limit = _max_length(model, settings)
     dataset = load_dataset(data, model.tokenizer, max_length=limit, long_rows=settings.long_rows)
     held_out: Dataset | None = None
     if eval_data is not None:
         held_out = load_dataset(eval_data, model.tokenizer, max_length=limit, long_rows=settings.long_rows)
+    if store is not None:
+        dataset = store.join(dataset, data)
+        held_out = store.join(held_out, eval_data) if held_out is not None and eval_data is not None else None
     model.to(device)  # type: ignore[arg-type]
     torch.manual_seed(settings.seed)
     return Loop(model, dataset, held_out, folder, settings, show).run(state)
