@@ -191,9 +191,10 @@ class AugmenterGraph(nn.Module):
 
     def _run(self, request: Request, new: Mapping[str, Tokens]) -> None:
         needed = self._needed_runs()
+        offered = {source for source, _ in request.contexts}.union(request.kept or ())
         for run in self.runs:
             if run.name not in new:
-                if run.name in needed and all(source != run.name for source, _ in request.contexts):
+                if run.name in needed and run.name not in offered:
                     raise InputError(
                         f"augmenter_inputs: {run.name!r} is on, but its request began without its inputs; begin another"
                     )
