@@ -69,7 +69,11 @@ class StateComputer:
     def __init__(self, plan: Plan, checkpoints: Mapping[str, ModelCard], key: CacheKey, *, device: str) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._plan, self._key, self._device = plan, key, torch.device(device)
+        try:
+            self._device = torch.device(device)
+        except RuntimeError as error:
+            raise StatesError(f"device: got {device!r}: {error}") from None
+        self._plan, self._key = plan, key
         dtype = torch.float32 if self._device.type == "cpu" else None
         tokenizer = load_tokenizer(plan.anchor.card)
         self._graph = build_graph(plan, tokenizer=tokenizer, checkpoints=checkpoints, dtype=dtype).to(self._device)

@@ -18,7 +18,7 @@ from calm_graph.model.build import nested_checkpoints
 from calm_graph.plan.graph import make_plan
 from calm_graph.states.compute import StateComputer, TokenCounter
 from calm_graph.states.estimate import Estimate, Shard, cut, estimate
-from calm_graph.states.key import Dtype, can_start_late, key_of
+from calm_graph.states.key import DTYPES, Dtype, can_start_late, key_of
 from calm_graph.states.progress import Advance, Show, progress, say
 from calm_graph.states.store import remove_scratch, shard_files, write_key
 from registry import Registry
@@ -77,17 +77,31 @@ def precompute(
     """
     if not data:
         raise StatesError("data: got none, but the rows that training will use are needed")
+    if dtype not in DTYPES:
+        raise StatesError(f"dtype: got {dtype!r}, but allowed are {', '.join(DTYPES)}")
+    for name, number, least in (
+        ("batch_size", batch_size, 1),
+        ("num_workers", num_workers, 0),
+        ("max_length", max_length, 2),
+    ):
+        if number is not None and number < least:
+            raise StatesError(f"{name}: got {number}, but at least {least} is needed")
     registry = default_registry if registry is None else registry
     plan = make_plan(composition, registry=registry)
     checkpoints = nested_checkpoints(plan, registry)
     layer = plan.first_attached_layer if anchor and can_start_late(plan) else None
     key = key_of(plan, checkpoints, dtype=dtype, anchor_layer=layer)
+    if not key.runs:
+        raise StatesError(f"composition {composition.name!r}: it reads no augmenter, so there are no states to keep")
     folder = Path(out).absolute()
     if not dry_run:
         write_key(folder, key)
         remove_scratch(folder)
     tokenizer = load_tokenizer(plan.anchor.card)
-    limit = max_length or plan.anchor.card.context_length
+    context = plan.anchor.card.context_length
+    if max_length is not None and context is not None and max_length > context:
+        raise StatesError(f"max_length: got {max_length}, but the anchor's context is {context}")
+    limit = max_length or context
     datasets = [load_dataset(rows, tokenizer, max_length=limit, long_rows=long_rows) for rows in data]
     counter = TokenCounter(plan, key, tokenizer)
     shards = cut(datasets, counter, key, batch_size=batch_size, shard_bytes=shard_bytes)
@@ -133,6 +147,8 @@ def _seconds(left: Sequence[Shard], workers: _Workers) -> float:
         ((piece.num_bytes, shard, piece) for shard in left for piece in shard.pieces), key=lambda found: found[0]
     )
     some = [pieces[place * (len(pieces) - 1) // max(_MEASURED - 1, 1)] for place in range(min(_MEASURED, len(pieces)))]
+    if pieces[-1][0] == 0:  # prompt readers, and rows without a prompt
+        return 0.0
     batches = [shard.dataset.batch(piece.indices) for _, shard, piece in some]
     workers.measure(batches[:1])  # the first call of a model is slower than all others
     share = sum(num_bytes for num_bytes, _, _ in some) / sum(num_bytes for num_bytes, _, _ in pieces)

@@ -254,16 +254,29 @@ def test_states_that_training_changes_are_refused(zoo: Zoo, tmp_path: Path) -> N
         make(zoo, tmp_path / "states", composed(Augmenter(inner, attach=every(2))))
 
 
-def test_numbers_too_large_for_fp16_are_refused(zoo: Zoo, tmp_path: Path) -> None:
+def loud(zoo: Zoo) -> Composition:
+    """A composition that reads a model whose states are huge, as those of some real models are."""
     zoo.add("loud", "llama", seed=9)
     model = AutoModelForCausalLM.from_pretrained(zoo.folder / "loud")
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(1e6)
     model.save_pretrained(zoo.folder / "loud")
-    composition = composed(Augmenter("loud", attach=every(2)))
+    return composed(Augmenter("loud", attach=every(2)))
+
+
+def test_numbers_too_large_for_fp16_are_refused(zoo: Zoo, tmp_path: Path) -> None:
+    composition = loud(zoo)
     with pytest.raises(StatesError, match=r"states of 'loud': some reach [\d.e+]+, but fp16 holds at most 6.55e\+04"):
         make(zoo, tmp_path / "states", composition, dtype="fp16")
     make(zoo, tmp_path / "wide", composition, dtype="bf16")
+
+
+def test_rows_without_anything_to_read_and_compositions_that_read_nothing(zoo: Zoo, tmp_path: Path) -> None:
+    with pytest.raises(StatesError, match=r"composition 'prices': it reads no augmenter"):
+        make(zoo, tmp_path / "none", composed(), anchor=False)
+    texts = [{"text": "no prompt here"}]
+    assert make(zoo, tmp_path / "states", composed(OTHER), texts, anchor=False).num_bytes == 0
+    use(zoo, tmp_path / "states", composed(OTHER), data=texts)
 
 
 def test_an_image_augmenter_is_cached(zoo: Zoo, tmp_path: Path) -> None:
@@ -318,11 +331,21 @@ def test_stored_states_of_other_texts_are_refused_by_the_model(zoo: Zoo, tmp_pat
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # two workers that import torch, on a busy machine
 def test_ray_actors_write_the_same_shards(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     make(zoo, tmp_path / "here")
-    make(zoo, tmp_path / "there", num_workers=1)
-    assert digests(tmp_path / "here") == digests(tmp_path / "there")
-    with pytest.raises(StatesError, match=r"num_workers: got 64, one CPU each, but the Ray cluster has \d+"):
-        make(zoo, tmp_path / "more", num_workers=64)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        make(zoo, tmp_path / "there", num_workers=2)
+        assert digests(tmp_path / "here") == digests(tmp_path / "there")
+        with pytest.raises(StatesError, match=r"num_workers: got 3, one CPU each, but the Ray cluster has 2; ask for"):
+            make(zoo, tmp_path / "more", num_workers=3)
+        with pytest.raises(StatesError, match=r"^states of 'loud': some reach .*, but fp16 holds"):
+            make(zoo, tmp_path / "narrow", loud(zoo), num_workers=1, dtype="fp16")
+        assert ray.is_initialized()  # a cluster that was there is left as it was
+    finally:
+        ray.shutdown()
