@@ -17,6 +17,7 @@ from calm_graph.errors import (
     DeclarationError,
     InputError,
     Problem,
+    StatesError,
     TrainingError,
 )
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from calm_graph.model.build import build_model
     from calm_graph.model.composed import ComposedModel
     from calm_graph.plan.graph import Plan, make_plan
+    from calm_graph.states.precompute import precompute
     from calm_graph.train.run import fit
 
 __version__ = "0.1.0"
@@ -43,6 +45,7 @@ __all__ = [
     "InputError",
     "Plan",
     "Problem",
+    "StatesError",
     "TrainSettings",
     "TrainingError",
     "at",
@@ -51,6 +54,7 @@ __all__ = [
     "fit",
     "load_composition",
     "make_plan",
+    "precompute",
 ]
 
 # Name -> module that defines it; loaded at first use, so that `import calm_graph` stays fast.
@@ -62,6 +66,7 @@ _LAZY = {
     "Plan": "calm_graph.plan.graph",
     "load_composition": "calm_graph.declare.files",
     "make_plan": "calm_graph.plan.graph",
+    "precompute": "calm_graph.states.precompute",
 }
 
 watch_for_transformers()

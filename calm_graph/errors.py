@@ -55,5 +55,9 @@ class InputError(CalmGraphError, ValueError):
     """A request or a row of data cannot be used as it is."""
 
 
+class StatesError(CalmGraphError):
+    """Cached states cannot be made, or are not those of the composition and the rows that ask for them."""
+
+
 class TrainingError(CalmGraphError):
     """Training cannot start or go on."""

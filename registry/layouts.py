@@ -28,6 +28,8 @@ class Layout:
     context_length: str | None = "max_position_embeddings"
     num_reserved_positions: int = 0
     """Entries of the position table that no token can use."""
+    tuple_blocks: bool = False
+    """Whether blocks return their output as the first of two values."""
     causal: bool = True
     modality: Literal["text", "image", "features"] = "text"
     inner: str | None = None
@@ -70,7 +72,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "apertus": _DECODER,
     "arcee": _DECODER,
     "bert": _BERT,
-    "bloom": Layout(blocks="h", num_layers="n_layer", num_heads="n_head", context_length=None),
+    "bloom": Layout(blocks="h", num_layers="n_layer", num_heads="n_head", context_length=None, tuple_blocks=True),
     "clip_vision_model": _VISION,
     "cohere": _DECODER,
     "cohere2": _DECODER,
@@ -85,7 +87,9 @@ LAYOUTS: Mapping[str, Layout] = {
     ),
     "electra": Layout(blocks="encoder.layer", causal=False),
     "exaone4": _DECODER,
-    "falcon": Layout(blocks="h", num_key_value_heads="num_kv_heads", intermediate_size="ffn_hidden_size"),
+    "falcon": Layout(
+        blocks="h", num_key_value_heads="num_kv_heads", intermediate_size="ffn_hidden_size", tuple_blocks=True
+    ),
     "gemma": _DECODER,
     "gemma2": _DECODER,
     "gemma3": Layout(
@@ -99,7 +103,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "gpt2": _GPT2,
     "gpt_bigcode": _GPT2,
     "gpt_neox": _DECODER,
-    "gptj": _GPT2,
+    "gptj": replace(_GPT2, tuple_blocks=True),
     "granite": _DECODER,
     "helium": _DECODER,
     "hubert": _SPEECH,
@@ -113,6 +117,7 @@ LAYOUTS: Mapping[str, Layout] = {
         hidden_size="d_model",
         num_heads="n_heads",
         context_length="max_seq_len",
+        tuple_blocks=True,
     ),
     "olmo": _DECODER,
     "olmo2": _DECODER,

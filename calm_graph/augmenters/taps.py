@@ -16,6 +16,21 @@ Write = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """Where one forward starts, instead of at the first block.
+
+    Attributes:
+        layer: The last block that does not run.
+        states: float [B, T, D], what it would have returned.
+        in_tuple: Whether the architecture's blocks return tuples.
+    """
+
+    layer: int
+    states: torch.Tensor
+    in_tuple: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BlockCall:
     """What one forward of one frozen model should do after its blocks.
 
@@ -23,11 +38,13 @@ class BlockCall:
         taps: Layers whose output is kept.
         writes: Layer -> function of the block's output, float [B, T, D], that returns what the next block reads.
         states: Layer -> the kept output, float [B, T, D]; filled during the call, after any write.
+        start: Where to start; only for a model that was given to `watch` as one that may start late.
     """
 
     taps: frozenset[int] = frozenset()
     writes: Mapping[int, Write] = field(default_factory=dict)
     states: dict[int, torch.Tensor] = field(default_factory=dict)
+    start: Start | None = None
 
 
 # A context variable is private to a thread and is put back by `during`, so that two threads do not mix and a
@@ -35,13 +52,17 @@ class BlockCall:
 _CALL: ContextVar[BlockCall | None] = ContextVar("calm_graph_block_call", default=None)
 
 
-def watch(blocks: nn.ModuleList) -> None:
+def watch(blocks: nn.ModuleList, *, may_start_late: bool = False) -> None:
     """Make every block of a frozen model obey the `BlockCall` in force; without one a block is untouched.
 
     Args:
         blocks: The model's blocks in order.
+        may_start_late: Whether a call may have a `start`.
     """
     for layer, block in enumerate(blocks):
+        if may_start_late:
+            # No hook of torch can keep a module from running; its `forward` can.
+            block.forward = partial(_unless_skipped, layer, block.forward)
         block.register_forward_hook(partial(_after_block, layer))
 
 
@@ -53,6 +74,13 @@ def during(call: BlockCall) -> Iterator[BlockCall]:
         yield call
     finally:
         _CALL.reset(token)
+
+
+def _unless_skipped(layer: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    call = _CALL.get()
+    if call is None or call.start is None or layer > call.start.layer:
+        return forward(*args, **kwargs)
+    return (call.start.states, None) if call.start.in_tuple else call.start.states
 
 
 def _after_block(layer: int, block: nn.Module, args: Any, output: Any) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 # `set_defaults(run=...)`. What is heavy is imported inside those functions, so that every command pays only for itself.
 GROUPS = (
     "calm_graph.cli.compositions",
+    "calm_graph.cli.precompute",
     "calm_graph.cli.train",
     "calm_graph.cli.generate",
     "calm_graph.cli.chat",

@@ -30,6 +30,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         calm-graph train helpdesk.py --data train.jsonl --eval dev.jsonl --out runs/helpdesk
         calm-graph train helpdesk.py --data train.jsonl --out runs/helpdesk --resume
         calm-graph train helpdesk.py --data 's3://bucket/train/*.parquet' --columns prompt=question,completion=answer
+        calm-graph train helpdesk.py --data train.jsonl --states states/helpdesk
         calm-graph train helpdesk.py --data train.jsonl --max-steps 2000 --set patience=3 --set precision=bf16
         calm-graph train helpdesk.py --data train.jsonl --out /shared/helpdesk --num-workers 16 --use-gpu
         calm-graph train helpdesk.py --data train.jsonl --out /shared/helpdesk --num-workers 4:16
@@ -51,6 +52,9 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument(
         "--out", metavar="DIR", help="folder of the run, or s3://..., which then loads as a model (default: runs/NAME)"
+    )
+    parser.add_argument(
+        "--states", metavar="DIR", help="cached states of `calm-graph precompute`; augmenters are not loaded then"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the last state in DIR")
     for name in _FLAGS:
@@ -86,6 +90,7 @@ def run(options: argparse.Namespace) -> int:
             out=options.out,
             settings=settings,
             resume=options.resume,
+            states=options.states,
         )
     except TrainingInterrupted as error:
         print(error, file=sys.stderr)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calm_graph.data.rows import Inputs, Place, Source
+from calm_graph.model.stored import StoredStates
 
 IGNORED = -100
 """The label of a position that is not trained on."""
@@ -49,7 +50,8 @@ class Batch(TypedDict):
     """What the model is called with.
 
     input_ids, attention_mask (bool) and labels are B x T, padded on the right; prompt_lengths is B; prompt_texts has
-    one text per sample; augmenter_inputs has tensors B x ... for each augmenter with inputs of its own.
+    one text per sample; augmenter_inputs has tensors B x ... for each augmenter with inputs of its own; stored_states
+    is there when states are cached.
     """
 
     input_ids: Tensor
@@ -58,6 +60,7 @@ class Batch(TypedDict):
     prompt_lengths: Tensor
     prompt_texts: list[str]
     augmenter_inputs: dict[str, dict[str, Tensor]]
+    stored_states: NotRequired[Mapping[str, StoredStates]]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -81,6 +84,7 @@ class Dataset:
         pad_token_id: Fills the right side of a batch; never visible.
         num_skipped: Samples left out because they are too long.
         num_cut: Samples shortened to the longest length allowed.
+        states_of: Reads the cached states of a batch; None where nothing is cached.
     """
 
     input_ids: NDArray[np.int32]
@@ -96,6 +100,7 @@ class Dataset:
     pad_token_id: int
     num_skipped: int = 0
     num_cut: int = 0
+    states_of: Callable[[Batch], Mapping[str, StoredStates]] | None = None
 
     @classmethod
     def of(cls, samples: Sequence[Sample], *, pad_token_id: int) -> Dataset:
@@ -171,8 +176,11 @@ class Dataset:
         return np.diff(self.offsets)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Collate these samples."""
-        return collate([self[index] for index in indices], pad_token_id=self.pad_token_id)
+        """Collate these samples, with their cached states if there are any."""
+        batch = collate([self[index] for index in indices], pad_token_id=self.pad_token_id)
+        if self.states_of is not None:
+            batch["stored_states"] = self.states_of(batch)
+        return batch
 
     def num_supervised(self, indices: Sequence[int]) -> int:
         """Return how many tokens of these samples are predicted."""

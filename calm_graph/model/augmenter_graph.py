@@ -19,7 +19,8 @@ from calm_graph.model.attachment import Attachment
 from calm_graph.model.inputs import check_prompt
 from calm_graph.model.request import EdgeContext, Request
 from calm_graph.model.scales import Scale, is_off, keyword, scale_in_force, scales_in_force
-from calm_graph.model.tokens import ALWAYS, NEVER, AnchorTokens, Tokens
+from calm_graph.model.stored import StoredStates
+from calm_graph.model.tokens import AnchorTokens, Tokens
 from calm_graph.model.writes import note_write
 from calm_graph.plan.parts import Edge, Plan, PlannedRun
 
@@ -31,7 +32,8 @@ class AugmenterGraph(nn.Module):
 
     Args:
         plan: What runs, how deep, and what reads what.
-        backends: Run name -> the augmenter; two runs of one model share a backend.
+        backends: Run name -> the augmenter; two runs of one model share a backend. Without any, all that augmenters say
+            must come with each request.
         readers: Run name -> maker of its text reader; absent for augmenters with inputs of their own.
     """
 
@@ -62,16 +64,26 @@ class AugmenterGraph(nn.Module):
         }
         self._differentiable = self._runs_with_gradients()
 
-    def new_request(self, *, keeps: bool) -> Request:
+    def new_request(self, *, keeps: bool, stored: Mapping[str, StoredStates] | None = None) -> Request:
         """A request with fresh readers.
 
         Args:
             keeps: Whether augmenters keep their keys and values for later calls.
+            stored: Run name -> states that the anchor's attachments read; no augmenter runs then.
+
+        Raises:
+            InputError: The augmenters were not loaded, and there is nothing stored.
         """
+        if stored is None and not self.backends:
+            raise InputError(
+                "stored_states: none were given, but this model was built without its augmenters' weights; "
+                "give them, or build the model with load_augmenters=True"
+            )
         streams = [run.name for run in self.runs if run.name in self._make_readers and run.reading == "stream"]
         return Request(
             readers={name: make() for name, make in self._make_readers.items()},
             caches={name: RaggedCache() for name in streams} if keeps else {},
+            stored=stored,
         )
 
     @contextmanager
@@ -120,7 +132,14 @@ class AugmenterGraph(nn.Module):
         prompt = tokens.where(tokens.index_BT < prompt_lengths[:, None])
         texts = prompt_texts if prompt_texts is not None else [None] * len(prompt_lengths)
         # Also of an augmenter that is off, because it may be switched on before the request ends.
-        states = {name: self._read_inputs(name, inputs[name], num_rows=len(prompt_lengths)) for name in inputs}
+        states = {}
+        for name in inputs:
+            if request.stored is None:
+                states[name] = self._read_inputs(name, inputs[name], num_rows=len(prompt_lengths))
+            elif name in request.stored:
+                read = Tokens.always_known(request.stored[name].real(prompt_lengths.device))
+                if (found := self._stored(request.stored, name, read)) is not None:
+                    states[name] = read, found
         # Run with the first completion tokens, in one pass: without a cache a second pass would not know of the first.
         request.waiting = {name: reader.begin(prompt, texts) for name, reader in request.readers.items()}
         for name, (read, by_layer) in states.items():
@@ -174,9 +193,10 @@ class AugmenterGraph(nn.Module):
 
     def _run(self, request: Request, new: Mapping[str, Tokens]) -> None:
         needed = self._needed_runs()
+        offered = {source for source, _ in request.contexts}.union(request.kept or ())
         for run in self.runs:
             if run.name not in new:
-                if run.name in needed and all(source != run.name for source, _ in request.contexts):
+                if run.name in needed and run.name not in offered:
                     raise InputError(
                         f"augmenter_inputs: {run.name!r} is on, but its request began without its inputs; begin another"
                     )
@@ -188,6 +208,10 @@ class AugmenterGraph(nn.Module):
                 continue
             if run.name not in needed:
                 request.waiting[run.name] = tokens
+                continue
+            if request.stored is not None:
+                if (read := self._stored(request.stored, run.name, tokens)) is not None:
+                    self._offer(request, run.name, tokens, read)
                 continue
             writes = self.writes(run.name, request, clock_BT=tokens.known_at_BS, index_BT=tokens.index_BS)
             with torch.set_grad_enabled(torch.is_grad_enabled() and run.name in self._differentiable):
@@ -214,19 +238,16 @@ class AugmenterGraph(nn.Module):
         real_BS = torch.ones(shape, dtype=torch.bool, device=device)
         if mask is not None and mask.shape == shape:  # speech models return fewer states than their mask has places
             real_BS = mask.bool().to(device)
-        zeros_BS = torch.zeros_like(real_BS, dtype=torch.int64)
-        tokens = Tokens(
-            ids_BS=zeros_BS,
-            real_BS=real_BS,
-            known_at_BS=zeros_BS.masked_fill(real_BS, ALWAYS).masked_fill(~real_BS, NEVER),
-            index_BS=zeros_BS,
-            prompt_BS=real_BS,
-        )
-        return tokens, states
+        return Tokens.always_known(real_BS), states
 
     def _offer(self, request: Request, name: str, tokens: Tokens, states: Mapping[int, torch.Tensor]) -> None:
         """Turn new states into keys and values for every edge out of a run; the states are not needed after that."""
+        if request.kept is not None:
+            request.kept[name] = (tokens, states)
         for edge in self._out_of[name]:
+            into_anchor = edge.target == self.plan.anchor.name
+            if (into_anchor and request.kept is not None) or (not into_anchor and request.stored is not None):
+                continue
             layers = {}
             for planned in edge.attachments:
                 attachment = self.attachments[planned.key]
@@ -240,6 +261,18 @@ class AugmenterGraph(nn.Module):
             )
             earlier = request.contexts.get((edge.source, edge.target))
             request.contexts[edge.source, edge.target] = earlier.then(context) if earlier else context
+
+    def _stored(self, stored: Mapping[str, StoredStates], name: str, tokens: Tokens) -> dict[int, torch.Tensor] | None:
+        """The stored states of the layers that the anchor reads of a run; None if only other augmenters read it."""
+        edges = [edge for edge in self._out_of[name] if edge.target == self.plan.anchor.name]
+        layers = {p.augmenter_layer for edge in edges if not is_off(self._scale(edge)) for p in edge.attachments}
+        if not layers:
+            return None
+        if name not in stored:
+            raise InputError(
+                f"stored_states: got {sorted(stored)}, but {name!r} is on; give its states or switch it off"
+            )
+        return stored[name].padded(tokens.real_BS, layers=layers, name=name)
 
     def _warn_of_unread_prompts(self) -> None:
         prompted = [run.name for run in self.runs if run.reading == "prompt" and run.name in self._make_readers]

@@ -36,6 +36,7 @@ def build_model(
     dtype: torch.dtype | None = None,
     attachment_dtype: torch.dtype = torch.float32,
     seed: int | None = None,
+    load_augmenters: bool = True,
 ) -> ComposedModel:
     """Load the frozen models of a composition and put fresh attachments between them.
 
@@ -45,6 +46,7 @@ def build_model(
         dtype: Of the frozen weights; None keeps what their files hold.
         attachment_dtype: Of the attachments.
         seed: Of the attachments' initialisation; None takes torch's current state.
+        load_augmenters: Whether the augmenters' weights are read; without them each call needs `stored_states`.
 
     Returns:
         A model that computes exactly what its anchor computes, until its attachments are trained.
@@ -60,16 +62,16 @@ def build_model(
         raise InputError(f"composition: {foreign} ask for runtime 'onnx', which this version cannot run; use 'torch'")
     anchor = load_causal_lm(plan.anchor.card, dtype=dtype)
     tokenizer = load_tokenizer(plan.anchor.card)
-    runs = [run for run in plan.runs if not run.is_anchor]
-    backends = _load_backends(runs, dtype)
-    with torch.random.fork_rng(enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        graph = AugmenterGraph(plan, backends=backends, readers=_readers(runs, plan.anchor.card, tokenizer))
-    graph.attachments.to(attachment_dtype)
-    checkpoints = _nested_checkpoints(plan, default_registry if registry is None else registry)
-    for name, card in checkpoints.items():
-        _load_nested(graph, name, find_files(card))
+    checkpoints = nested_checkpoints(plan, default_registry if registry is None else registry)
+    graph = build_graph(
+        plan,
+        tokenizer=tokenizer,
+        checkpoints=checkpoints,
+        dtype=dtype,
+        attachment_dtype=attachment_dtype,
+        seed=seed,
+        load_augmenters=load_augmenters,
+    )
     config = CalmGraphConfig(
         # Where the anchor lies on this machine is nobody's business elsewhere.
         anchor_config={key: value for key, value in anchor.config.to_dict().items() if key != "_name_or_path"},
@@ -77,6 +79,42 @@ def build_model(
         dtype=anchor.dtype,
     )
     return ComposedModel(config, anchor=anchor, graph=graph, tokenizer=tokenizer, checkpoints=checkpoints.values())
+
+
+def build_graph(
+    plan: Plan,
+    *,
+    tokenizer: Any,
+    checkpoints: Mapping[str, ModelCard],
+    dtype: torch.dtype | None = None,
+    attachment_dtype: torch.dtype = torch.float32,
+    seed: int | None = None,
+    load_augmenters: bool = True,
+) -> AugmenterGraph:
+    """Load the augmenters of a plan and put the attachments between them, fresh or from nested checkpoints.
+
+    Args:
+        plan: What runs.
+        tokenizer: The anchor's.
+        checkpoints: What `nested_checkpoints` finds for the plan.
+        dtype: As in `build_model`.
+        attachment_dtype: As in `build_model`.
+        seed: As in `build_model`.
+        load_augmenters: As in `build_model`.
+
+    Returns:
+        Everything of the composed model but its anchor.
+    """
+    backends = _load_backends([run for run in plan.runs if not run.is_anchor], dtype) if load_augmenters else {}
+    # Loading draws random numbers, too: seeded after it, attachments are the same with and without augmenters.
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        graph = AugmenterGraph(plan, backends=backends, readers=text_readers(plan, tokenizer))
+    graph.attachments.to(attachment_dtype)
+    for name, card in checkpoints.items():
+        _load_nested(graph, name, find_files(card))
+    return graph
 
 
 def build_from_description(
@@ -123,8 +161,8 @@ def build_from_description(
     return build_model(composition, registry=cards, dtype=dtype, attachment_dtype=attachment_dtype)
 
 
-def _nested_checkpoints(plan: Plan, registry: Registry) -> dict[str, ModelCard]:
-    """Cards of the trained compositions inside a plan; an inner one may be known to the one around it only."""
+def nested_checkpoints(plan: Plan, registry: Registry) -> dict[str, ModelCard]:
+    """Return the cards of the trained compositions in a plan; an inner one may be known to the one around it only."""
     names = {planned.checkpoint for planned in plan.attachments if planned.checkpoint is not None}
     cards = Registry(registry)
     found: dict[str, ModelCard] = {}
@@ -161,17 +199,26 @@ def _load_backends(runs: list[PlannedRun], dtype: torch.dtype | None) -> dict[st
     return {run.name: loaded[run.card] for run in runs}
 
 
-def _readers(runs: list[PlannedRun], anchor: ModelCard, anchor_tokenizer: Any) -> dict[str, Callable[[], Reader]]:
+def text_readers(plan: Plan, tokenizer: Any) -> dict[str, Callable[[], Reader]]:
+    """Choose how each augmenter reads the anchor's text; those with inputs of their own have no reader.
+
+    Args:
+        plan: What runs.
+        tokenizer: The anchor's.
+
+    Returns:
+        Run name -> maker of its reader.
+    """
     readers: dict[str, Callable[[], Reader]] = {}
     anchor_bytes: TokenBytes | None = None
-    for run in runs:
-        if run.card.modality != "text":
+    for run in plan.runs:
+        if run.is_anchor or run.card.modality != "text":
             continue
         streams = run.reading == "stream"
-        if run.prompt_template is None and _same_tokenizer(run.card, anchor):
+        if run.prompt_template is None and _same_tokenizer(run.card, plan.anchor.card):
             readers[run.name] = partial(SharedReader, streams=streams, vocab_size=run.card.vocab_size)
             continue
-        anchor_bytes = anchor_bytes or TokenBytes(anchor_tokenizer)
+        anchor_bytes = anchor_bytes or TokenBytes(tokenizer)
         readers[run.name] = partial(
             TextReader,
             anchor_bytes=anchor_bytes,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from calm_graph.augmenters.taps import BlockCall, during, watch
+from calm_graph.augmenters.taps import BlockCall, Start, during, watch
 from calm_graph.errors import InputError
 from calm_graph.model.augmenter_graph import AugmenterGraph, AugmenterInputs
 from calm_graph.model.cache import ComposedCache
@@ -22,10 +22,11 @@ from calm_graph.model.generation import ComposedGeneration
 from calm_graph.model.inputs import check_ids
 from calm_graph.model.pretrained import PretrainedMixin
 from calm_graph.model.scales import Scale
+from calm_graph.model.stored import StoredStates
 from calm_graph.model.tokens import AnchorTokens
 from calm_graph.plan.parts import Plan
 from registry import ModelCard
-from registry.layouts import blocks
+from registry.layouts import LAYOUTS, blocks
 
 
 class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -63,7 +64,7 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
         self.graph = graph
         self.tokenizer = tokenizer
         self.checkpoints = tuple(checkpoints)
-        watch(blocks(anchor))
+        watch(blocks(anchor), may_start_late=True)
         self._anchor_takes = frozenset(inspect.signature(anchor.forward).parameters)
         self.requires_grad_(False)
         for planned in self.plan.attachments:
@@ -133,6 +134,7 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
         prompt_lengths: torch.Tensor | None = None,
         prompt_texts: Sequence[str | None] | None = None,
         augmenter_inputs: AugmenterInputs | None = None,
+        stored_states: Mapping[str, StoredStates] | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -151,6 +153,8 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
             prompt_texts: Row by row, the text augmenters read as the prompt; None: the text of the prompt's tokens. An
                 augmenter that shares the anchor's tokenizer, and has no template, reads the prompt's ids either way.
             augmenter_inputs: Augmenter name -> inputs of a model that reads something else than text.
+            stored_states: Run name -> its states over these rows, so that no augmenter runs; with an entry for the
+                anchor its blocks up to that layer do not run either. Not together with a cache.
             num_items_in_batch: Divide the summed loss by this instead of by the number of supervised tokens.
             kwargs: Further arguments of the anchor's forward.
 
@@ -167,12 +171,14 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
                 f"past_key_values: got a {type(cache).__name__}, which has no room for augmenters; "
                 "use model.new_cache(), or leave it to generate()"
             )
+        if cache is not None and stored_states is not None:
+            raise InputError("stored_states: they are those of whole texts, so there can be no past_key_values")
         if labels is not None and labels.shape != input_ids.shape:
             raise InputError(
                 f"labels: got shape {tuple(labels.shape)}, expected {tuple(input_ids.shape)}, as input_ids"
             )
         tokens = self.anchor_tokens(input_ids, attention_mask, past=0 if cache is None else cache.get_seq_length())
-        request = self.graph.new_request(keeps=False) if cache is None else cache.request
+        request = self.graph.new_request(keeps=False, stored=stored_states) if cache is None else cache.request
         if request.prompt_lengths_B is None:
             self.graph.begin(
                 request,
@@ -196,7 +202,7 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
             "use_cache": cache is not None,
             "logits_to_keep": logits_to_keep,
         }
-        with during(BlockCall(writes=writes)):
+        with during(BlockCall(writes=writes, start=self._start(stored_states, tokens.real_BT))):
             output = self.anchor(**{key: value for key, value in arguments.items() if key in self._anchor_takes})
         loss = None
         if labels is not None and columns is not None:
@@ -244,6 +250,19 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
                 "shorten the prompt or generate fewer tokens"
             )
         return AnchorTokens(ids_BT=input_ids, real_BT=real_BT, index_BT=index_BT)
+
+    def _start(self, stored: Mapping[str, StoredStates] | None, real_BT: torch.Tensor) -> Start | None:
+        name = self.plan.anchor.name
+        if stored is None or name not in stored:
+            return None
+        layer, first = stored[name].layers[-1], self.plan.first_attached_layer
+        if layer > first:
+            raise InputError(f"stored_states[{name!r}]: got layer {layer}, but the first that is attached is {first}")
+        layout = LAYOUTS.get(self.anchor.config.model_type)
+        if layout is None:
+            raise InputError(f"stored_states[{name!r}]: how the blocks of {name!r} return their output is not known")
+        states_BTD = stored[name].padded(real_BT, layers=[layer], name=name)[layer].to(self.anchor.dtype)
+        return Start(layer=layer, states=states_BTD, in_tuple=layout.tuple_blocks)
 
     def __repr__(self) -> str:
         from calm_graph.plan.draw import table

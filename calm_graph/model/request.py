@@ -9,6 +9,7 @@ import torch
 
 from calm_graph.augmenters.ragged import RaggedCache
 from calm_graph.model.alignment import Reader
+from calm_graph.model.stored import StoredStates
 from calm_graph.model.tokens import NEVER, Tokens
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
@@ -64,6 +65,8 @@ class Request:
             it was switched off.
         prompt_lengths_B: int64, real anchor tokens that are the prompt; None until the prompt is read.
         last_index_B: int64, index of the newest anchor token.
+        stored: Run name -> states that are given, so that no augmenter runs.
+        kept: Run name -> tokens and states of each run; with it nothing is offered to the anchor, which does not run.
     """
 
     readers: Mapping[str, Reader]
@@ -72,6 +75,8 @@ class Request:
     waiting: dict[str, Tokens] = field(default_factory=dict)
     prompt_lengths_B: torch.Tensor | None = None
     last_index_B: torch.Tensor | None = None
+    stored: Mapping[str, StoredStates] | None = None
+    kept: dict[str, tuple[Tokens, Mapping[int, torch.Tensor]]] | None = None
 
     def select(self, rows_B: torch.Tensor) -> None:
         """Keep (and repeat) rows, as beam search does: row i becomes the old row `rows_B[i]`."""

@@ -47,6 +47,18 @@ class Tokens:
     index_BS: torch.Tensor
     prompt_BS: torch.Tensor
 
+    @classmethod
+    def always_known(cls, real_BS: torch.Tensor) -> Tokens:
+        """Places of an input that is no text, such as an image's patches; bool [B, S], False on padding."""
+        zeros_BS = torch.zeros_like(real_BS, dtype=torch.int64)
+        return cls(
+            ids_BS=zeros_BS,
+            real_BS=real_BS,
+            known_at_BS=zeros_BS.masked_fill(real_BS, ALWAYS).masked_fill(~real_BS, NEVER),
+            index_BS=zeros_BS,
+            prompt_BS=real_BS,
+        )
+
     def __len__(self) -> int:
         return self.ids_BS.shape[1]
 

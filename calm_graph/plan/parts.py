@@ -147,6 +147,21 @@ class Plan:
         """All attachments, edge by edge."""
         return tuple(attachment for edge in self.edges for attachment in edge.attachments)
 
+    @property
+    def read_by_anchor(self) -> dict[str, tuple[int, ...]]:
+        """Run name -> its layers that the anchor's own attachments read, ascending; without what is switched off."""
+        layers: dict[str, set[int]] = {}
+        for edge in self.into(self.anchor.name):
+            if edge.scale != 0:
+                layers.setdefault(edge.source, set()).update(found.augmenter_layer for found in edge.attachments)
+        return {name: tuple(sorted(found)) for name, found in layers.items()}
+
+    @property
+    def first_attached_layer(self) -> int:
+        """The lowest anchor layer that is written to; the output of its block is a function of the text alone."""
+        edges = self.into(self.anchor.name)
+        return min((found.anchor_layer for edge in edges for found in edge.attachments), default=-1)
+
     def run(self, name: str) -> PlannedRun:
         """Return the run of this name.
 

@@ -18,6 +18,7 @@ from calm_graph.train.folder import RunFolder
 from calm_graph.train.loop import Loop, TrainResult
 from calm_graph.train.progress import Reporter
 from calm_graph.train.workers import Workers
+from registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,25 +27,35 @@ class Job:
 
     Args:
         plan: Of the composition.
+        registry: Where the trained compositions in the plan are looked up.
         dataset: What it is trained on, tokenised.
         eval_dataset: Held-out samples, or None.
         folder: Opened; where an unfinished run is gone on from.
         settings: Of the run.
         start: Trained tensors to start from; None starts with fresh attachments.
+        load_augmenters: Whether augmenters run; they need not where the data sets bring their states.
     """
 
     plan: Plan
+    registry: Registry
     dataset: Dataset
     eval_dataset: Dataset | None
     folder: RunFolder
     settings: TrainSettings
     start: Mapping[str, torch.Tensor] | None = None
+    load_augmenters: bool = True
 
     def build(self, device: torch.device) -> ComposedModel:
         """Load the frozen models and make the attachments that training starts from."""
         # Most CPUs have no bf16 arithmetic: with SmolLM2-135M on one, a forward took 5 and a backward 26 times as long.
         dtype = torch.float32 if device.type == "cpu" and self.settings.precision == "fp32" else None
-        model = build_model(self.plan, dtype=dtype, seed=self.settings.seed)
+        model = build_model(
+            self.plan,
+            registry=self.registry,
+            dtype=dtype,
+            seed=self.settings.seed,
+            load_augmenters=self.load_augmenters,
+        )
         if self.start is not None:
             put_tensors(model, self.start, where="the model given")
         return model

@@ -15,6 +15,7 @@ from calm_graph.model.checkpoint import trained_tensors
 from calm_graph.model.composed import ComposedModel
 from calm_graph.plan.graph import make_plan
 from calm_graph.plan.parts import Plan
+from calm_graph.states.store import open_states
 from calm_graph.train.folder import RunFolder
 from calm_graph.train.interrupts import stop_on_signals
 from calm_graph.train.job import Job, find_device
@@ -22,6 +23,7 @@ from calm_graph.train.loop import TrainResult
 from calm_graph.train.progress import Show, make_reporter
 from calm_graph.train.workers import Workers
 from registry import Registry
+from registry import registry as default_registry
 from registry.weights import load_tokenizer
 
 
@@ -50,6 +52,7 @@ def fit(
     out: str | Path | None = None,
     settings: TrainSettings | None = None,
     resume: bool = False,
+    states: str | Path | None = None,
     registry: Registry | None = None,
     show: Show = "auto",
 ) -> TrainResult:
@@ -70,6 +73,7 @@ def fit(
             `s3://bucket/run`; None is `runs/NAME`, after the composition.
         settings: None takes every default.
         resume: Go on from the last state in `out`; without one, begin.
+        states: Folder of cached states (`precompute`): augmenters neither run nor are loaded. It must cover all rows.
         registry: Where the composition's names are looked up; None is the default registry.
         show: Progress as a bar on a terminal and lines elsewhere (`auto`), as lines (`plain`), or not at all (`none`).
 
@@ -82,6 +86,7 @@ def fit(
             too few CPUs or GPUs, workers were lost too often, or the loss is no number.
         TrainingInterrupted: Ctrl-C or SIGTERM came; the state is saved, and the message says how to resume.
         DeclarationError: The composition cannot be built.
+        StatesError: The cached states are not those of the composition and the rows.
     """
     settings = settings or TrainSettings()
     if settings.patience is not None and eval_data is None:
@@ -95,23 +100,31 @@ def fit(
         from calm_graph.train import ray_trainer
 
         ray_trainer.check_cluster(settings)
+    if registry is None:
+        registry = default_registry
+    if model:
+        registry = Registry([*model.checkpoints])
+    store = None if states is None else open_states(states, composition_or_model, registry=registry)
     tokenizer = model.tokenizer if model else load_tokenizer(plan.anchor.card)
     limit = _max_length(plan, settings)
 
     def load(rows: Rows) -> Dataset:
         long_rows = settings.long_rows
-        return load_dataset(rows, tokenizer, max_length=limit, long_rows=long_rows, columns=columns, show=show)
+        found = load_dataset(rows, tokenizer, max_length=limit, long_rows=long_rows, columns=columns, show=show)
+        return found if store is None else store.join(found, rows)
 
     dataset = load(data)
     held_out = load(eval_data) if eval_data is not None else None
     folder.open(settings)
     job = Job(
         plan=plan,
+        registry=registry,
         dataset=dataset,
         eval_dataset=held_out,
         folder=folder,
         settings=settings,
         start=trained_tensors(model) if model and settings.num_workers else None,
+        load_augmenters=store is None,
     )
     reporter = make_reporter(show, max_steps=settings.max_steps, log_every_steps=settings.log_every_steps)
     try:
