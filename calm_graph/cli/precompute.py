@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
             dry_run=options.dry_run,
         )
     except KeyboardInterrupt as error:
-        print(error, file=sys.stderr)
+        print(str(error) or "interrupted; the same command goes on from there", file=sys.stderr)
         return 130
     if options.json:
         print_json(asdict(estimate))

@@ -42,10 +42,11 @@ class StoredStates:
             raise InputError(f"stored_states[{name!r}]: got layers {[*self.layers]}, but layers {missing} are read too")
         place = {layer: index for index, layer in enumerate(self.layers)}
         flat_RLC = self.states_RLC.to(real_BS.device)
+        places = real_BS.nonzero(as_tuple=True)
         padded = {}
         for layer in layers:
             states_BSC = flat_RLC.new_zeros(*real_BS.shape, flat_RLC.shape[-1])
-            states_BSC[real_BS] = flat_RLC[:, place[layer]]
+            states_BSC[places] = flat_RLC[:, place[layer]]
             padded[layer] = states_BSC
         return padded
 

@@ -160,7 +160,7 @@ class Plan:
     def first_attached_layer(self) -> int:
         """The lowest anchor layer that is written to; the output of its block is a function of the text alone."""
         edges = self.into(self.anchor.name)
-        return min((found.anchor_layer for edge in edges for found in edge.attachments), default=-1)
+        return min(found.anchor_layer for edge in edges for found in edge.attachments)
 
     def run(self, name: str) -> PlannedRun:
         """Return the run of this name.

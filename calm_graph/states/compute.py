@@ -142,33 +142,26 @@ class StateComputer:
             inputs=batch["augmenter_inputs"],
         )
         self._graph.push(request, anchor)
-        found = {name: self._flat(name, kept.get(name), len(anchor.ids_BT)) for name in self._plan.read_by_anchor}
+        # A run is not there if it had nothing to read: a prompt reader's rows without a prompt.
+        read = {name: (tokens.real_BS, by_layer) for name, (tokens, by_layer) in kept.items()}
         if self._anchor is not None:
-            found[self._key.anchor] = self._flat(self._key.anchor, self._read_anchor(anchor), len(anchor.ids_BT))
-        return found
+            by_layer = self._anchor.read_tokens(
+                anchor.ids_BT,
+                anchor.real_BT,
+                known_at_BS=anchor.index_BT,
+                taps=frozenset(self._key.runs[self._key.anchor].layers),
+                writes={},
+            )
+            read[self._key.anchor] = anchor.real_BT, by_layer
+        nothing_BS = anchor.real_BT[:, :0]
+        return {name: self._flat(name, *read.get(name, (nothing_BS, None))) for name in self._key.runs}
 
-    def _read_anchor(self, anchor: AnchorTokens) -> tuple[Tokens, dict[int, torch.Tensor]]:
-        assert self._anchor is not None
-        layers = frozenset(self._key.runs[self._key.anchor].layers)
-        tokens = Tokens(
-            ids_BS=anchor.ids_BT,
-            real_BS=anchor.real_BT,
-            known_at_BS=anchor.index_BT,
-            index_BS=anchor.index_BT,
-            prompt_BS=torch.zeros_like(anchor.real_BT),
-        )
-        states = self._anchor.read_tokens(
-            tokens.ids_BS, tokens.real_BS, known_at_BS=tokens.known_at_BS, taps=layers, writes={}
-        )
-        return tokens, states
-
-    def _flat(self, name: str, read: tuple[Tokens, Mapping[int, torch.Tensor]] | None, num_rows: int) -> RunStates:
+    def _flat(self, name: str, real_BS: torch.Tensor, by_layer: Mapping[int, torch.Tensor] | None) -> RunStates:
+        """Keep the layers that are asked for, of real tokens, in the dtype of the cache."""
         run, dtype = self._key.runs[name], DTYPES[self._key.dtype]
-        if read is None:  # nothing to read: a prompt reader's rows without a prompt
-            shape = (0, len(run.layers), run.hidden_size)
-            return RunStates(torch.zeros(num_rows, dtype=torch.int64), torch.empty(shape, dtype=dtype))
-        tokens, by_layer = read
-        exact_RLC = torch.stack([by_layer[layer][tokens.real_BS] for layer in run.layers], dim=1)
+        if by_layer is None:
+            by_layer = dict.fromkeys(run.layers, torch.empty(*real_BS.shape, run.hidden_size, device=real_BS.device))
+        exact_RLC = torch.stack([by_layer[layer][real_BS] for layer in run.layers], dim=1)
         states_RLC = exact_RLC.to(dtype)
         if not bool(states_RLC.isfinite().all()):
             reason = "are not finite numbers"
@@ -176,17 +169,11 @@ class StateComputer:
                 most, limit = float(exact_RLC.abs().max()), torch.finfo(dtype).max
                 reason = f"reach {most:.3g}, but {self._key.dtype} holds at most {limit:.3g}; use another dtype"
             raise StatesError(f"states of {name!r}: some {reason}")
-        return RunStates(tokens.real_BS.sum(dim=1).cpu(), states_RLC.cpu())
+        return RunStates(real_BS.sum(dim=1).cpu(), states_RLC.cpu())
 
 
-def anchor_tokens(batch: Batch, *, device: torch.device | None = None) -> AnchorTokens:
+def anchor_tokens(batch: Batch, *, device: torch.device | str = "cpu") -> AnchorTokens:
     """The anchor's tokens of a batch of the data, as the composed model counts them in training."""
-    real_BT = batch["attention_mask"].bool()
-    tokens = AnchorTokens(
-        ids_BT=batch["input_ids"], real_BT=real_BT, index_BT=(real_BT.long().cumsum(dim=1) - 1).clamp(min=0)
-    )
-    if device is None:
-        return tokens
-    return AnchorTokens(
-        ids_BT=tokens.ids_BT.to(device), real_BT=tokens.real_BT.to(device), index_BT=tokens.index_BT.to(device)
-    )
+    real_BT = batch["attention_mask"].bool().to(device)
+    index_BT = (real_BT.long().cumsum(dim=1) - 1).clamp(min=0)
+    return AnchorTokens(ids_BT=batch["input_ids"].to(device), real_BT=real_BT, index_BT=index_BT)

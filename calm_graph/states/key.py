@@ -122,7 +122,7 @@ def key_of(plan: Plan, checkpoints: Mapping[str, ModelCard], *, dtype: Dtype, an
 
 def can_start_late(plan: Plan) -> bool:
     """Whether the anchor's blocks up to its first attachment can be skipped: it must be known what blocks return."""
-    return plan.first_attached_layer >= 0 and plan.anchor.card.architecture in LAYOUTS
+    return plan.anchor.card.architecture in LAYOUTS
 
 
 def differences(wanted: CacheKey, found: CacheKey) -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,8 +92,6 @@ def precompute(
     checkpoints = nested_checkpoints(plan, registry)
     layer = plan.first_attached_layer if anchor and can_start_late(plan) else None
     key = key_of(plan, checkpoints, dtype=dtype, anchor_layer=layer)
-    if not key.runs:
-        raise StatesError(f"composition {composition.name!r}: it reads no augmenter, so there are no states to keep")
     folder = Path(out).absolute()
     if not dry_run:
         write_key(folder, key)
@@ -114,7 +112,11 @@ def precompute(
         say(show, str(found))
         return found
     make = partial(StateComputer, plan, checkpoints, key)
-    with _here(make, device) if num_workers == 0 else _actors(make, device, num_workers, use_gpu=use_gpu) as workers:
+    with (
+        nullcontext(_Here(make(device=device)))
+        if num_workers == 0
+        else _actors(make, device, num_workers, use_gpu=use_gpu)
+    ) as workers:
         found = estimate(shards, left, is_exact=is_exact, seconds=_seconds(left, workers) / max(num_workers, 1))
         say(show, str(found))
         if dry_run:
@@ -166,11 +168,6 @@ class _Here:
             self._computer.write(folder, shard.batches(), advance)
 
 
-@contextmanager
-def _here(make: Callable[..., StateComputer], device: str) -> Iterator[_Workers]:
-    yield _Here(make(device=device))
-
-
 class _Pool:
     def __init__(self, actors: Sequence[Any]) -> None:
         self._actors = actors
@@ -199,7 +196,7 @@ def _actors(make: partial[StateComputer], device: str, num_workers: int, *, use_
 
     owns = not ray.is_initialized()
     if owns:
-        ray.init(log_to_driver=False)
+        ray.init(include_dashboard=False, log_to_driver=False)
     actors: list[Any] = []
     try:
         total: dict[str, float] = ray.cluster_resources()
