@@ -12,6 +12,7 @@ from collections.abc import Sequence
 # `set_defaults(run=...)`. What is heavy is imported inside those functions, so that every command pays only for itself.
 GROUPS = (
     "calm_graph.cli.compositions",
+    "calm_graph.cli.plan",
     "calm_graph.cli.train",
     "calm_graph.cli.generate",
     "calm_graph.cli.chat",
@@ -21,6 +22,7 @@ _EPILOG = """examples:
   calm-graph check compositions/helpdesk.py
   calm-graph describe compositions/helpdesk.py
   calm-graph draw compositions/helpdesk.py -o helpdesk.svg
+  calm-graph plan compositions/helpdesk.py --gpu h100 --num-gpus 64 --tokens 1e9
   calm-graph train compositions/helpdesk.py --data train.jsonl --out runs/helpdesk
   calm-graph chat runs/helpdesk
 
