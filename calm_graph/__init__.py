@@ -24,10 +24,12 @@ from calm_graph.errors import (
 if TYPE_CHECKING:
     from calm_graph.declare.files import load_composition
     from calm_graph.declare.settings import TrainSettings
+    from calm_graph.declare.space import Space
     from calm_graph.model.build import build_model
     from calm_graph.model.composed import ComposedModel
     from calm_graph.plan.graph import Plan, make_plan
     from calm_graph.states.precompute import precompute
+    from calm_graph.train.ray_sweep import sweep
     from calm_graph.train.run import fit
 
 __version__ = "0.1.0"
@@ -45,6 +47,7 @@ __all__ = [
     "InputError",
     "Plan",
     "Problem",
+    "Space",
     "StatesError",
     "TrainSettings",
     "TrainingError",
@@ -55,14 +58,17 @@ __all__ = [
     "load_composition",
     "make_plan",
     "precompute",
+    "sweep",
 ]
 
 # Name -> module that defines it; loaded at first use, so that `import calm_graph` stays fast.
 _LAZY = {
     "ComposedModel": "calm_graph.model.composed",
+    "Space": "calm_graph.declare.space",
     "TrainSettings": "calm_graph.declare.settings",
     "build_model": "calm_graph.model.build",
     "fit": "calm_graph.train.run",
+    "sweep": "calm_graph.train.ray_sweep",
     "Plan": "calm_graph.plan.graph",
     "load_composition": "calm_graph.declare.files",
     "make_plan": "calm_graph.plan.graph",

@@ -42,9 +42,15 @@ class Layout:
     """Tensors that published weights may lack, because only training uses them."""
     defaults: Mapping[str, int] = field(default_factory=dict)
     """Values of the config class that published configs leave out (nested configs are saved as differences)."""
+    num_norms: int = 2
+    """Norms of a block that read states of the model's width; training keeps what each of them reads."""
+    norms_queries: bool = False
+    """Whether queries and keys are normalised, too."""
 
 
 _DECODER = Layout()
+_NORMED_QUERIES = Layout(norms_queries=True)
+_PARALLEL = Layout(num_norms=1)  # attention and MLP read the same normalised states
 _GPT2 = Layout(
     blocks="h",
     num_layers="n_layer",
@@ -59,23 +65,25 @@ _ROBERTA = replace(_BERT, num_reserved_positions=2)
 _VISION = Layout(blocks="encoder.layers", causal=False, modality="image", context_length=None)
 _SPEECH = replace(_VISION, modality="features", optional_tensors=("masked_spec_embed",))
 _GEMMA3 = Layout(
+    num_norms=4,
+    norms_queries=True,
     defaults={
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
         "head_dim": 256,
         "vocab_size": 262_208,
         "max_position_embeddings": 131_072,
-    }
+    },
 )
 
 LAYOUTS: Mapping[str, Layout] = {
-    "apertus": _DECODER,
+    "apertus": _NORMED_QUERIES,
     "arcee": _DECODER,
     "bert": _BERT,
     "bloom": Layout(blocks="h", num_layers="n_layer", num_heads="n_head", context_length=None, tuple_blocks=True),
     "clip_vision_model": _VISION,
-    "cohere": _DECODER,
-    "cohere2": _DECODER,
+    "cohere": _PARALLEL,
+    "cohere2": _PARALLEL,
     "dinov2": replace(_VISION, blocks="encoder.layer"),
     "distilbert": Layout(
         blocks="transformer.layer",
@@ -86,24 +94,30 @@ LAYOUTS: Mapping[str, Layout] = {
         causal=False,
     ),
     "electra": Layout(blocks="encoder.layer", causal=False),
-    "exaone4": _DECODER,
+    "exaone4": _NORMED_QUERIES,
     "falcon": Layout(
-        blocks="h", num_key_value_heads="num_kv_heads", intermediate_size="ffn_hidden_size", tuple_blocks=True
+        blocks="h",
+        num_key_value_heads="num_kv_heads",
+        intermediate_size="ffn_hidden_size",
+        num_norms=1,
+        tuple_blocks=True,
     ),
     "gemma": _DECODER,
-    "gemma2": _DECODER,
+    "gemma2": Layout(num_norms=4),
     "gemma3": Layout(
         blocks="language_model.layers",
         inner="text_config",
         key_mapping={r"^(model\.)?language_model\.(model\.)?": "model.", r"^model\.lm_head": "lm_head"},
+        num_norms=4,
+        norms_queries=True,
     ),
     "gemma3_text": _GEMMA3,
     "glm": _DECODER,
-    "glm4": _DECODER,
+    "glm4": Layout(num_norms=4),
     "gpt2": _GPT2,
     "gpt_bigcode": _GPT2,
     "gpt_neox": _DECODER,
-    "gptj": replace(_GPT2, tuple_blocks=True),
+    "gptj": replace(_GPT2, num_norms=1, tuple_blocks=True),
     "granite": _DECODER,
     "helium": _DECODER,
     "hubert": _SPEECH,
@@ -120,16 +134,16 @@ LAYOUTS: Mapping[str, Layout] = {
         tuple_blocks=True,
     ),
     "olmo": _DECODER,
-    "olmo2": _DECODER,
-    "olmo3": _DECODER,
+    "olmo2": _NORMED_QUERIES,
+    "olmo3": _NORMED_QUERIES,
     "opt": Layout(blocks="decoder.layers", intermediate_size="ffn_dim"),
-    "persimmon": _DECODER,
-    "phi": _DECODER,
+    "persimmon": _NORMED_QUERIES,
+    "phi": _PARALLEL,
     "phi3": _DECODER,
     "qwen2": _DECODER,
     "qwen2_moe": _DECODER,
-    "qwen3": _DECODER,
-    "qwen3_moe": _DECODER,
+    "qwen3": _NORMED_QUERIES,
+    "qwen3_moe": _NORMED_QUERIES,
     "roberta": _ROBERTA,
     "siglip_vision_model": _VISION,
     "smollm3": _DECODER,

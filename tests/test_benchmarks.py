@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from benchmarks import plan_accuracy
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -29,3 +33,9 @@ def test_the_last_line_is_the_result() -> None:
 
 def test_a_name_that_is_not_there() -> None:
     assert run("plam").returncode == 2
+
+
+def test_plans_agree_with_a_measured_step(tmp_path: Path) -> None:
+    case = next(plan_accuracy.cases(tmp_path))
+    for figure, (planned, measured) in plan_accuracy.compare(case).items():
+        assert planned == pytest.approx(measured, rel=0.05), figure

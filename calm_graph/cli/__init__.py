@@ -13,7 +13,9 @@ from collections.abc import Sequence
 GROUPS = (
     "calm_graph.cli.compositions",
     "calm_graph.cli.precompute",
+    "calm_graph.cli.plan",
     "calm_graph.cli.train",
+    "calm_graph.cli.sweep",
     "calm_graph.cli.generate",
     "calm_graph.cli.chat",
 )
@@ -22,7 +24,9 @@ _EPILOG = """examples:
   calm-graph check compositions/helpdesk.py
   calm-graph describe compositions/helpdesk.py
   calm-graph draw compositions/helpdesk.py -o helpdesk.svg
+  calm-graph plan compositions/helpdesk.py --gpu h100 --num-gpus 64 --tokens 1e9
   calm-graph train compositions/helpdesk.py --data train.jsonl --out runs/helpdesk
+  calm-graph sweep compositions/helpdesk.py --data train.jsonl --eval dev.jsonl --placement every:2,every:4
   calm-graph chat runs/helpdesk
 
 exit codes: 0 done, 1 problems found, 2 wrong usage"""

@@ -21,12 +21,14 @@ class ModelSize:
         block: Of one block.
         embedding: Of the input embedding (and of the output embedding where it is not tied).
         head: Of the multiplication that makes logits: vocabulary times width.
+        is_gated: Whether the MLP of a block has a gate: three matrices, not two.
         is_exact: Whether the card gives the total; else all three follow from the shape alone.
     """
 
     block: int
     embedding: int
     head: int
+    is_gated: bool
     is_exact: bool
 
 
@@ -153,11 +155,17 @@ def model_size(card: ModelCard) -> ModelSize:
     plain = attention + 2 * width * (card.intermediate_size or 4 * width)
     total = card.num_parameters
     if total is None:
-        return ModelSize(block=gated, embedding=head, head=head, is_exact=False)
+        return ModelSize(block=gated, embedding=head, head=head, is_gated=True, is_exact=False)
     guesses = [(block, embedding) for block in (gated, plain) for embedding in (head, 2 * head)]
-    _, embedding = min(guesses, key=lambda guess: abs(guess[0] * num_layers + guess[1] - total))
+    nearest, embedding = min(guesses, key=lambda guess: abs(guess[0] * num_layers + guess[1] - total))
     embedding = min(embedding, total)
-    return ModelSize(block=(total - embedding) // num_layers, embedding=embedding, head=head, is_exact=True)
+    return ModelSize(
+        block=(total - embedding) // num_layers,
+        embedding=embedding,
+        head=head,
+        is_gated=nearest == gated,
+        is_exact=True,
+    )
 
 
 def _run_cost(run: PlannedRun, num_context_tokens: int) -> Cost:

@@ -28,11 +28,11 @@ def table(plan: Plan) -> str:
         f"{_count(num_attachments, 'attachment')} with {short(cost.num_attachment_parameters)} parameters, "
         f"{cost.share_of_anchor:.1%} of the anchor's {short(cost.anchor_parameters)}"
     )
-    runs = _aligned(
+    runs = aligned(
         ("run", "architecture", "width", "blocks that run", "reads", "runtime"),
         [_run_row(run) for run in plan.runs],
     )
-    edges = _aligned(
+    edges = aligned(
         ("from", "to", "layers", "heads", "scale", "prompt", "parameters", "of anchor"),
         [row for edge in plan.edges for row in _edge_rows(edge, cost)],
     )
@@ -55,11 +55,11 @@ def cost_table(plan: Plan, cost: Estimate) -> str:
     ]
     num_parameters = cost.num_frozen_parameters + cost.num_attachment_parameters
     rows.append(("all", cost.flops_per_prompt_token, cost.flops_per_generated_token, num_parameters))
-    flops = _aligned(
+    flops = aligned(
         ("FLOPs", "a prompt token", "a new token", "parameters"),
         [(name, *(short(value) if value else "-" for value in values)) for name, *values in rows],
     )
-    sizes = _aligned(
+    sizes = aligned(
         ("bytes", "fp32", "bf16"),
         [
             (name, *(size(values * width) for width in (BYTES_FP32, BYTES_BF16)))
@@ -116,7 +116,7 @@ def _edge_rows(edge: Edge, cost: Estimate) -> list[tuple[str, ...]]:
     return [first, *(("", "", line, *("",) * len(rest)) for line in lines[1:])]
 
 
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the rows under the header, columns padded; columns of numbers are aligned to the right."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     numeric = [all(row[column][:1] in ("", "-", *"0123456789") for row in rows) for column in range(len(header))]

@@ -65,6 +65,17 @@ def test_facts_read_from_a_written_config_are_those_of_the_model(architecture: s
         assert facts["vocab_size"] is facts["context_length"] is None
 
 
+# Two kinds of Falcon share a row, and OLMo's norms and ModernBERT's first one have no weight to tell them by.
+@pytest.mark.parametrize("architecture", sorted(set(layouts.LAYOUTS) - {"falcon", "olmo", "modernbert"}))
+def test_norms_of_a_block_are_counted(architecture: str) -> None:
+    model = pico.make_model(architecture)
+    block, row = layouts.blocks(model)[0], layouts.LAYOUTS[architecture]
+    norms = {name for name, module in block.named_modules() if "Norm" in type(module).__name__}
+    of_queries = {name for name in norms if name.rpartition(".")[2].startswith(("q_", "k_"))}
+    assert len(norms - of_queries) == row.num_norms
+    assert bool(of_queries) == row.norms_queries
+
+
 @pytest.mark.parametrize("architecture", [name for name, row in layouts.LAYOUTS.items() if row.causal])
 def test_blocks_are_found_below_a_language_model_head(architecture: str, tmp_path: Path) -> None:
     model = pico.make_model(architecture, head=True)

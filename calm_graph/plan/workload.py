@@ -1,0 +1,74 @@
+"""What a training run does on each device, as far as its cost depends on it."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError
+
+from calm_graph.declare.base import Declared, problems_of
+from calm_graph.declare.settings import Precision
+from calm_graph.errors import DeclarationError
+
+States = Literal["none", "cached"]
+Sharding = Literal["none", "fsdp"]
+
+
+class Workload(Declared):
+    """The shape of one step on one device, and of the whole run.
+
+    Args:
+        batch_size: Samples that one device runs at once.
+        sequence_length: Anchor tokens of a sample, prompt and completion.
+        prompt_share: Share of them that is the prompt, which has no loss.
+        num_tokens: Anchor tokens that are trained on, repetitions included.
+        epochs: How often each sample is seen; the data set has num_tokens / epochs tokens.
+        precision: Of the arithmetic and of the frozen weights; trained weights stay in fp32.
+        states: `cached`: the augmenters' states were computed beforehand and are read.
+        sharding: `fsdp` spreads the frozen weights over the devices.
+        token_ratios: Run -> its tokens for each token of the anchor, for another tokenizer; 1 where it is not given.
+    """
+
+    batch_size: int = Field(default=8, ge=1)
+    sequence_length: int = Field(default=1024, ge=2)
+    prompt_share: float = Field(default=0.5, ge=0, lt=1)
+    num_tokens: float = Field(default=1e9, gt=0)
+    epochs: float = Field(default=1, gt=0)
+    precision: Precision = "bf16"
+    states: States = "none"
+    sharding: Sharding = "none"
+    token_ratios: dict[str, float] = Field(default_factory=dict)
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of a number in the precision of the arithmetic."""
+        return 2 if self.precision == "bf16" else 4
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Anchor tokens of a sample that are the prompt."""
+        return round(self.sequence_length * self.prompt_share)
+
+    @property
+    def num_supervised_tokens(self) -> int:
+        """Anchor tokens of a sample that are predicted; without a prompt nothing predicts the first one."""
+        return self.sequence_length - max(self.num_prompt_tokens, 1)
+
+    @classmethod
+    def parse(cls, data: object, *, where: str = "workload") -> Self:
+        """Make a workload from plain data, such as command-line text.
+
+        Args:
+            data: The fields as a mapping; numbers may be text.
+            where: What the data is, for the error.
+
+        Returns:
+            The workload.
+
+        Raises:
+            DeclarationError: Fields are unknown or out of range; all of them are listed.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise DeclarationError(problems_of(error, root="workload"), where=where) from None
