@@ -23,11 +23,13 @@ class BlockCall:
         taps: Layers whose output is kept.
         writes: Layer -> function of the block's output, float [B, T, D], that returns what the next block reads.
         states: Layer -> the kept output, float [B, T, D]; filled during the call, after any write.
+        positions: Rows and columns, int64 [K] each, of the positions that the head should see; None: all.
     """
 
     taps: frozenset[int] = frozenset()
     writes: Mapping[int, Write] = field(default_factory=dict)
     states: dict[int, torch.Tensor] = field(default_factory=dict)
+    positions: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 # A context variable is private to a thread and is put back by `during`, so that two threads do not mix and a
@@ -43,6 +45,15 @@ def watch(blocks: nn.ModuleList) -> None:
     """
     for layer, block in enumerate(blocks):
         block.register_forward_hook(partial(_after_block, layer))
+
+
+def watch_head(head: nn.Module) -> None:
+    """Make a model's head obey the `positions` of the `BlockCall` in force: it then returns logits float [1, K, V].
+
+    Args:
+        head: What turns final states, float [B, T, D], into logits.
+    """
+    head.register_forward_pre_hook(_before_head)
 
 
 @contextmanager
@@ -69,3 +80,11 @@ def _after_block(layer: int, block: nn.Module, args: Any, output: Any) -> Any:
     if layer in call.taps:
         call.states[layer] = states
     return (states, *output[1:]) if isinstance(output, tuple) else states
+
+
+def _before_head(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+    call = _CALL.get()
+    if call is None or call.positions is None:
+        return None
+    states_BTD, *others = args
+    return (states_BTD[call.positions][None], *others)
