@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from benchmarks.bar import Bar
-from benchmarks.pair import BATCH_SIZE, NUM_TOKENS, make_pair, random_ids
+from benchmarks.pair import full_batch, make_pair, random_ids
+from benchmarks.shapes import BATCH_SIZE, NUM_TOKENS
 from calm_graph.augmenters.taps import BlockCall, during
 from calm_graph.augmenters.torch_backend import TorchBackend
-from calm_graph.data.samples import IGNORED, Batch
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.model.attachment import Attachment
 from calm_graph.model.composed import ComposedModel
@@ -46,20 +46,6 @@ def measure() -> Bar:
     print("step / sum of parts, by round:", " ".join(f"{ratio:.3f}" for ratio in ratios))
     ratio = statistics.median(ratios)
     return Bar(name="train_step", value=round(ratio, 3), bar=BAR_RATIO, holds=ratio <= BAR_RATIO, unit="ratio")
-
-
-def full_batch(ids_BT: torch.Tensor) -> Batch:
-    """Rows without padding or prompt: every token but the first is predicted."""
-    labels_BT = ids_BT.clone()
-    labels_BT[:, 0] = IGNORED
-    return Batch(
-        input_ids=ids_BT,
-        attention_mask=torch.ones_like(ids_BT, dtype=torch.bool),
-        labels=labels_BT,
-        prompt_lengths=torch.zeros(len(ids_BT), dtype=torch.int64),
-        prompt_texts=[""] * len(ids_BT),
-        augmenter_inputs={},
-    )
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 Write = Callable[[torch.Tensor], torch.Tensor]
 
@@ -35,6 +36,7 @@ class BlockCall:
 # A context variable is private to a thread and is put back by `during`, so that two threads do not mix and a
 # forward that raises leaves nothing behind. An attribute on the module would do neither.
 _CALL: ContextVar[BlockCall | None] = ContextVar("calm_graph_block_call", default=None)
+_RECOMPUTE: ContextVar[bool] = ContextVar("calm_graph_recompute", default=False)
 
 
 def watch(blocks: nn.ModuleList) -> None:
@@ -56,6 +58,38 @@ def watch_head(head: nn.Module) -> None:
     head.register_forward_pre_hook(_before_head)
 
 
+def make_recomputable(blocks: nn.ModuleList) -> None:
+    """Make every block of a frozen model obey `recomputing`.
+
+    Args:
+        blocks: The model's blocks.
+    """
+    for block in blocks:
+        # Of a class of its own: a module around it would change names, and another `forward` on it would break copies.
+        if not hasattr(type(block), "_recomputable"):
+            block.__class__ = _recomputable(type(block))
+
+
+@contextmanager
+def recomputing(enabled: bool) -> Iterator[None]:
+    """Keep only the inputs of blocks in the forwards inside the `with`; the backward runs each block again.
+
+    What is written after a block is kept, because that happens outside of the block. Not for calls with a cache, which
+    the second run would fill again.
+
+    Args:
+        enabled: False changes nothing.
+
+    Yields:
+        Nothing.
+    """
+    token = _RECOMPUTE.set(enabled)
+    try:
+        yield
+    finally:
+        _RECOMPUTE.reset(token)
+
+
 @contextmanager
 def during(call: BlockCall) -> Iterator[BlockCall]:
     """Put `call` in force for the forward inside the `with`."""
@@ -64,6 +98,18 @@ def during(call: BlockCall) -> Iterator[BlockCall]:
         yield call
     finally:
         _CALL.reset(token)
+
+
+@cache
+def _recomputable(kind: type[nn.Module]) -> type[nn.Module]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        run = partial(kind.forward, self)
+        if not (_RECOMPUTE.get() and torch.is_grad_enabled()):
+            return run(*args, **kwargs)
+        # Nothing in a frozen block is random: it is in eval mode.
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return type(kind.__name__, (kind,), {"forward": forward, "_recomputable": True, "__module__": kind.__module__})
 
 
 def _after_block(layer: int, block: nn.Module, args: Any, output: Any) -> Any:

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from calm_graph.augmenters.taps import BlockCall, during, watch, watch_head
+from calm_graph.augmenters.taps import BlockCall, during, make_recomputable, recomputing, watch, watch_head
+from calm_graph.augmenters.torch_backend import TorchBackend
 from calm_graph.errors import InputError
 from calm_graph.model.augmenter_graph import AugmenterGraph, AugmenterInputs
 from calm_graph.model.cache import ComposedCache
@@ -48,6 +49,7 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    supports_gradient_checkpointing = True
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
         self.checkpoints = tuple(checkpoints)
         watch(blocks(anchor))
         watch_head(anchor.get_output_embeddings())
+        self._recomputes = False
         self._anchor_takes = frozenset(inspect.signature(anchor.forward).parameters)
         self.requires_grad_(False)
         for planned in self.plan.attachments:
@@ -92,6 +95,44 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
         self.anchor.eval()
         self.graph.backends.eval()
         return self
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Whether blocks of frozen models are run again in the backward, which takes longer and needs less memory."""
+        return self._recomputes
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Keep only what goes into each frozen block, and what attachments need; calls with a cache keep everything.
+
+        transformers' own would not work: it recomputes modules in training mode, and frozen models are never in it.
+
+        Args:
+            activation_checkpointing_kwargs: Not looked at.
+            every_n_layers: Only 1.
+            offload: Only False.
+
+        Raises:
+            ValueError: Another value.
+        """
+        if every_n_layers != 1 or offload:
+            raise ValueError(
+                f"activation_checkpointing_enable: got every_n_layers={every_n_layers}, offload={offload}; "
+                "a composition recomputes every block and offloads nothing, so leave both out"
+            )
+        make_recomputable(blocks(self.anchor))
+        for backend in self.graph.backends.values():
+            assert isinstance(backend, TorchBackend)
+            make_recomputable(blocks(backend.body))
+        self._recomputes = True
+
+    def activation_checkpointing_disable(self) -> None:
+        """Keep every activation for the backward, as at first."""
+        self._recomputes = False
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the anchor's."""
@@ -183,7 +224,8 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
                 prompt_texts=prompt_texts,
                 inputs=augmenter_inputs or {},
             )
-        self.graph.push(request, tokens)
+        with recomputing(self._recomputes and cache is None):
+            self.graph.push(request, tokens)
         writes = self.graph.writes(self.plan.anchor.name, request, clock_BT=tokens.index_BT, index_BT=tokens.index_BT)
 
         positions = None if labels is None else _supervised_positions(labels)
@@ -196,7 +238,7 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
             "use_cache": cache is not None,
             "logits_to_keep": 0 if positions else logits_to_keep,
         }
-        with during(BlockCall(writes=writes, positions=positions)):
+        with recomputing(self._recomputes and cache is None), during(BlockCall(writes=writes, positions=positions)):
             output = self.anchor(**{key: value for key, value in arguments.items() if key in self._anchor_takes})
         if labels is None or positions is None:
             return CausalLMOutputWithPast(logits=output.logits, past_key_values=cache)

@@ -69,6 +69,8 @@ def fit(
     if eval_data is not None:
         held_out = load_dataset(eval_data, model.tokenizer, max_length=limit, long_rows=settings.long_rows)
     model.to(device)  # type: ignore[arg-type]
+    if settings.activation_checkpointing:
+        model.activation_checkpointing_enable()
     torch.manual_seed(settings.seed)
     return Loop(model, dataset, held_out, folder, settings, show).run(state)
 
