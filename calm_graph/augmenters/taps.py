@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 Write = Callable[[torch.Tensor], torch.Tensor]
 
@@ -38,32 +39,65 @@ class BlockCall:
         taps: Layers whose output is kept.
         writes: Layer -> function of the block's output, float [B, T, D], that returns what the next block reads.
         states: Layer -> the kept output, float [B, T, D]; filled during the call, after any write.
-        start: Where to start; only for a model that was given to `watch` as one that may start late.
+        start: Where to start; None: at the first block.
+        positions: Rows and columns, int64 [K] each, of the positions that the head should see; None: all.
     """
 
     taps: frozenset[int] = frozenset()
     writes: Mapping[int, Write] = field(default_factory=dict)
     states: dict[int, torch.Tensor] = field(default_factory=dict)
     start: Start | None = None
+    positions: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 # A context variable is private to a thread and is put back by `during`, so that two threads do not mix and a
 # forward that raises leaves nothing behind. An attribute on the module would do neither.
 _CALL: ContextVar[BlockCall | None] = ContextVar("calm_graph_block_call", default=None)
+_RECOMPUTE: ContextVar[bool] = ContextVar("calm_graph_recompute", default=False)
 
 
-def watch(blocks: nn.ModuleList, *, may_start_late: bool = False) -> None:
-    """Make every block of a frozen model obey the `BlockCall` in force; without one a block is untouched.
+def watch(blocks: nn.ModuleList) -> None:
+    """Make every block of a frozen model obey the `BlockCall` in force and `recomputing`; else it is untouched.
 
     Args:
         blocks: The model's blocks in order.
-        may_start_late: Whether a call may have a `start`.
     """
     for layer, block in enumerate(blocks):
-        if may_start_late:
-            # No hook of torch can keep a module from running; its `forward` can.
-            block.forward = partial(_unless_skipped, layer, block.forward)
+        # Of a class of its own: no hook can keep a block from running, a module around it would change names, and
+        # another `forward` on it would break copies.
+        if not issubclass(type(block), _Watched):
+            block.__class__ = _watched(type(block))
+        block.layer_of_model = layer  # type: ignore[assignment]
         block.register_forward_hook(partial(_after_block, layer))
+
+
+def watch_head(head: nn.Module) -> None:
+    """Make a model's head obey the `positions` of the `BlockCall` in force: it then returns logits float [1, K, V].
+
+    Args:
+        head: What turns final states, float [B, T, D], into logits.
+    """
+    head.register_forward_pre_hook(_before_head)
+
+
+@contextmanager
+def recomputing(enabled: bool) -> Iterator[None]:
+    """Keep only the inputs of blocks in the forwards inside the `with`; the backward runs each block again.
+
+    What is written after a block is kept, because that happens outside of the block. Not for calls with a cache, which
+    the second run would fill again.
+
+    Args:
+        enabled: False changes nothing.
+
+    Yields:
+        Nothing.
+    """
+    token = _RECOMPUTE.set(enabled)
+    try:
+        yield
+    finally:
+        _RECOMPUTE.reset(token)
 
 
 @contextmanager
@@ -76,11 +110,23 @@ def during(call: BlockCall) -> Iterator[BlockCall]:
         _CALL.reset(token)
 
 
-def _unless_skipped(layer: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    call = _CALL.get()
-    if call is None or call.start is None or layer > call.start.layer:
-        return forward(*args, **kwargs)
-    return (call.start.states, None) if call.start.in_tuple else call.start.states
+class _Watched:
+    """Marks the classes that `_watched` makes."""
+
+
+@cache
+def _watched(kind: type[nn.Module]) -> type[nn.Module]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        call = _CALL.get()
+        if call is not None and call.start is not None and self.layer_of_model <= call.start.layer:
+            return (call.start.states, None) if call.start.in_tuple else call.start.states
+        run = partial(kind.forward, self)
+        if not (_RECOMPUTE.get() and torch.is_grad_enabled()):
+            return run(*args, **kwargs)
+        # Nothing in a frozen block is random: it is in eval mode.
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return type(kind.__name__, (kind, _Watched), {"forward": forward, "__module__": kind.__module__})
 
 
 def _after_block(layer: int, block: nn.Module, args: Any, output: Any) -> Any:
@@ -97,3 +143,11 @@ def _after_block(layer: int, block: nn.Module, args: Any, output: Any) -> Any:
     if layer in call.taps:
         call.states[layer] = states
     return (states, *output[1:]) if isinstance(output, tuple) else states
+
+
+def _before_head(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+    call = _CALL.get()
+    if call is None or call.positions is None:
+        return None
+    states_BTD, *others = args
+    return (states_BTD[call.positions][None], *others)

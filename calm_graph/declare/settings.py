@@ -43,6 +43,8 @@ class TrainSettings(Declared):
         log_every_steps: Steps between two progress lines when there is no terminal.
         precision: `fp32`, or `bf16` autocast; the trained weights are kept as they are either way. Frozen weights are
             kept as their files hold them, but `fp32` on a CPU widens them, which is exact and much faster.
+        activation_checkpointing: Run the frozen blocks again in the backward instead of keeping what they computed: the
+            same step, from less memory, in more time.
         device: `auto` takes a GPU when there is one; otherwise any name that torch knows, such as `cuda:1`. Ray workers
             take the device that Ray gives them.
         num_workers: Processes that share each batch, started by Ray; 0 trains in this process. The step is the same
@@ -75,6 +77,7 @@ class TrainSettings(Declared):
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every_steps: int = Field(default=10, ge=1)
     precision: Precision = "fp32"
+    activation_checkpointing: bool = False
     device: str = "auto"
     num_workers: int | tuple[int, int] = 0
     use_gpu: bool = False

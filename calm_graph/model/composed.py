@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from calm_graph.augmenters.taps import BlockCall, Start, during, watch
+from calm_graph.augmenters.taps import BlockCall, Start, during, recomputing, watch, watch_head
 from calm_graph.errors import InputError
 from calm_graph.model.augmenter_graph import AugmenterGraph, AugmenterInputs
 from calm_graph.model.cache import ComposedCache
@@ -49,6 +49,7 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    supports_gradient_checkpointing = True
 
     def __init__(
         self,
@@ -64,7 +65,9 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
         self.graph = graph
         self.tokenizer = tokenizer
         self.checkpoints = tuple(checkpoints)
-        watch(blocks(anchor), may_start_late=True)
+        watch(blocks(anchor))
+        watch_head(anchor.get_output_embeddings())
+        self._recomputes = False
         self._anchor_takes = frozenset(inspect.signature(anchor.forward).parameters)
         self.requires_grad_(False)
         for planned in self.plan.attachments:
@@ -92,6 +95,40 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
         self.anchor.eval()
         self.graph.backends.eval()
         return self
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Whether blocks of frozen models are run again in the backward, which takes longer and needs less memory."""
+        return self._recomputes
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Keep only what goes into each frozen block, and what attachments need; calls with a cache keep everything.
+
+        transformers' own would not work: it recomputes modules in training mode, and frozen models are never in it.
+
+        Args:
+            activation_checkpointing_kwargs: Not looked at.
+            every_n_layers: Only 1.
+            offload: Only False.
+
+        Raises:
+            ValueError: Another value.
+        """
+        if every_n_layers != 1 or offload:
+            raise ValueError(
+                f"activation_checkpointing_enable: got every_n_layers={every_n_layers}, offload={offload}; "
+                "a composition recomputes every block and offloads nothing, so leave both out"
+            )
+        self._recomputes = True
+
+    def activation_checkpointing_disable(self) -> None:
+        """Keep every activation for the backward, as at first."""
+        self._recomputes = False
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the anchor's."""
@@ -147,7 +184,7 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
             past_key_values: A cache of `new_cache()`; holds everything of earlier calls.
             labels: int64 [B, T], -100 where unsupervised; shifted inside, as everywhere in transformers.
             use_cache: Return a cache to go on from.
-            logits_to_keep: As in transformers. With labels, logits are those of positions that some row supervises.
+            logits_to_keep: As in transformers; not looked at with labels.
             prompt_lengths: int64 [B], real tokens that are the sealed prompt; None: those before the first label, or
                 none without labels. `generate` gives it.
             prompt_texts: Row by row, the text augmenters read as the prompt; None: the text of the prompt's tokens. An
@@ -159,7 +196,8 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
             kwargs: Further arguments of the anchor's forward.
 
         Returns:
-            loss (with labels), logits and past_key_values (with a cache).
+            loss (with labels), logits and past_key_values (with a cache). Logits are float [B, T, V]; with labels
+            [K, V], of the K positions that predict a label, row by row: padding and prompts never reach the head.
 
         Raises:
             InputError: Empty or too long text, ids out of range, a prompt that is not whole, missing inputs. A cache
@@ -187,12 +225,11 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
                 prompt_texts=prompt_texts,
                 inputs=augmenter_inputs or {},
             )
-        self.graph.push(request, tokens)
+        with recomputing(self._recomputes and cache is None):
+            self.graph.push(request, tokens)
         writes = self.graph.writes(self.plan.anchor.name, request, clock_BT=tokens.index_BT, index_BT=tokens.index_BT)
 
-        columns = None
-        if labels is not None:
-            logits_to_keep = columns = _supervised_columns(labels)
+        positions = None if labels is None else _supervised_positions(labels)
         arguments = {
             **kwargs,
             "input_ids": input_ids,
@@ -200,14 +237,16 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
             "position_ids": tokens.index_BT if position_ids is None and attention_mask is not None else position_ids,
             "past_key_values": cache,
             "use_cache": cache is not None,
-            "logits_to_keep": logits_to_keep,
+            "logits_to_keep": 0 if positions else logits_to_keep,
         }
-        with during(BlockCall(writes=writes, start=self._start(stored_states, tokens.real_BT))):
+        call = BlockCall(writes=writes, start=self._start(stored_states, tokens.real_BT), positions=positions)
+        with recomputing(self._recomputes and cache is None), during(call):
             output = self.anchor(**{key: value for key, value in arguments.items() if key in self._anchor_takes})
-        loss = None
-        if labels is not None and columns is not None:
-            loss = _loss(output.logits, labels[:, columns + 1], num_items_in_batch)
-        return CausalLMOutputWithPast(loss=loss, logits=output.logits, past_key_values=cache)
+        if labels is None or positions is None:
+            return CausalLMOutputWithPast(logits=output.logits, past_key_values=cache)
+        (logits_KV,), (rows_K, columns_K) = output.logits, positions
+        loss = _loss(logits_KV, labels[rows_K, columns_K + 1], num_items_in_batch)
+        return CausalLMOutputWithPast(loss=loss, logits=logits_KV, past_key_values=cache)
 
     def anchor_tokens(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, *, past: int = 0
@@ -277,13 +316,14 @@ def _prompt_lengths(tokens: AnchorTokens, labels: torch.Tensor | None) -> torch.
     return (before_first_label_BT & tokens.real_BT).sum(dim=1)
 
 
-def _supervised_columns(labels: torch.Tensor) -> torch.Tensor:
-    columns = (labels[:, 1:] != -100).any(dim=0).nonzero().squeeze(1)
-    if len(columns) == 0:
+def _supervised_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns of the positions whose next token is a label."""
+    rows_K, columns_K = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+    if len(rows_K) == 0:
         raise InputError("labels: every label is -100, so there is nothing to learn from this batch")
-    return columns
+    return rows_K, columns_K
 
 
-def _loss(logits_BKV: torch.Tensor, targets_BK: torch.Tensor, count: int | torch.Tensor | None) -> torch.Tensor:
-    total = F.cross_entropy(logits_BKV.float().flatten(0, 1), targets_BK.flatten(), reduction="sum")
-    return total / ((targets_BK != -100).sum() if count is None else count)
+def _loss(logits_KV: torch.Tensor, targets_K: torch.Tensor, count: int | torch.Tensor | None) -> torch.Tensor:
+    total = F.cross_entropy(logits_KV.float(), targets_K, reduction="sum")
+    return total / (len(targets_K) if count is None else count)

@@ -19,6 +19,7 @@ _MAY_CHANGE = frozenset(
     {
         "max_steps",
         "gradient_accumulation_steps",
+        "activation_checkpointing",
         "patience",
         "keep_checkpoints",
         "checkpoint_every_steps",

@@ -86,6 +86,8 @@ class Job:
         if workers.is_first:
             self.folder.remove_leftovers()
         model.to(workers.device)  # type: ignore[arg-type]
+        if self.settings.activation_checkpointing:
+            model.activation_checkpointing_enable()
         torch.manual_seed(self.settings.seed)
         loop = Loop(
             model=model,

@@ -17,7 +17,7 @@ import torch
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
-from calm_graph.data.rows import Rows
+from calm_graph.data.sources import Rows
 from calm_graph.declare.composition import Composition
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.declare.space import Choice, Space

@@ -138,6 +138,24 @@ def test_the_loss_is_that_of_the_supervised_tokens(zoo: Zoo) -> None:
     torch.testing.assert_close(halved.loss * 2, output.loss, **TOLERANCE)
 
 
+def test_only_positions_that_predict_a_label_reach_the_head(zoo: Zoo) -> None:
+    model = compose(zoo, "other")
+    ids, mask, lengths, width = decoding_batch(model)
+    labels = ids.clone()
+    labels[:, :width] = -100
+    labels[0, width + 2 :] = -100
+    labels[2, width:-3] = -100
+    seen: list[tuple[int, ...]] = []
+    handle = model.get_output_embeddings().register_forward_hook(lambda *call: seen.append(call[2].shape))
+    found = model(ids, mask, labels=labels, prompt_lengths=lengths).logits
+    handle.remove()
+    predicts = labels[:, 1:] != -100
+    assert seen == [(1, int(predicts.sum()), found.shape[1])]
+    torch.testing.assert_close(
+        found, logits(model, ids, mask, prompt_lengths=lengths)[:, :-1][predicts], **TOLERANCE, check_stride=False
+    )
+
+
 def test_dropout_of_frozen_models_never_wakes(zoo: Zoo) -> None:
     augmenters = (Augmenter("dropping", attach=ATTACH), Augmenter("other", attach=ATTACH))
     model = zoo.compose(*augmenters, anchor="dropping")
