@@ -15,6 +15,7 @@ GROUPS = (
     "calm_graph.cli.train",
     "calm_graph.cli.generate",
     "calm_graph.cli.chat",
+    "calm_graph.cli.export",
 )
 
 _EPILOG = """examples:

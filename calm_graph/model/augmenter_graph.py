@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from calm_graph.augmenters.base import Backend
 from calm_graph.augmenters.ragged import RaggedCache
 from calm_graph.augmenters.taps import Write
-from calm_graph.augmenters.torch_backend import TorchBackend
 from calm_graph.errors import InputError
 from calm_graph.model.alignment import Reader
 from calm_graph.model.attachment import Attachment
@@ -35,7 +35,7 @@ class AugmenterGraph(nn.Module):
     """
 
     def __init__(
-        self, plan: Plan, *, backends: Mapping[str, TorchBackend], readers: Mapping[str, Callable[[], Reader]]
+        self, plan: Plan, *, backends: Mapping[str, Backend], readers: Mapping[str, Callable[[], Reader]]
     ) -> None:
         super().__init__()
         self.plan = plan
@@ -277,9 +277,9 @@ class AugmenterGraph(nn.Module):
                 found.add(run.name)
         return frozenset(found)
 
-    def _backend(self, name: str) -> TorchBackend:
+    def _backend(self, name: str) -> Backend:
         backend = self.backends[_backend_key(self.plan.run(name))]
-        assert isinstance(backend, TorchBackend)
+        assert isinstance(backend, Backend)
         return backend
 
 
