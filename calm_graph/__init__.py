@@ -16,11 +16,14 @@ from calm_graph.errors import (
     CheckpointError,
     DeclarationError,
     InputError,
+    OnnxError,
     Problem,
     TrainingError,
 )
 
 if TYPE_CHECKING:
+    from calm_graph.augmenters.onnx_export import export_augmenter, verify_export
+    from calm_graph.augmenters.onnx_session import OnnxSettings
     from calm_graph.declare.files import load_composition
     from calm_graph.declare.settings import TrainSettings
     from calm_graph.model.build import build_model
@@ -41,6 +44,8 @@ __all__ = [
     "DeclarationError",
     "Every",
     "InputError",
+    "OnnxError",
+    "OnnxSettings",
     "Plan",
     "Problem",
     "TrainSettings",
@@ -48,20 +53,25 @@ __all__ = [
     "at",
     "build_model",
     "every",
+    "export_augmenter",
     "fit",
     "load_composition",
     "make_plan",
+    "verify_export",
 ]
 
 # Name -> module that defines it; loaded at first use, so that `import calm_graph` stays fast.
 _LAZY = {
     "ComposedModel": "calm_graph.model.composed",
+    "OnnxSettings": "calm_graph.augmenters.onnx_session",
     "TrainSettings": "calm_graph.declare.settings",
     "build_model": "calm_graph.model.build",
+    "export_augmenter": "calm_graph.augmenters.onnx_export",
     "fit": "calm_graph.train.run",
     "Plan": "calm_graph.plan.graph",
     "load_composition": "calm_graph.declare.files",
     "make_plan": "calm_graph.plan.graph",
+    "verify_export": "calm_graph.augmenters.onnx_export",
 }
 
 watch_for_transformers()

@@ -55,7 +55,8 @@ class OnnxBackend(Backend):
         self._check_names(inputs)
         layers = sorted(taps)
         states = self._run(inputs, [self.session.state(layer) for layer in layers])
-        return dict(zip(layers, states, strict=True))
+        device = next(iter(inputs.values())).device
+        return {layer: each.to(device) for layer, each in zip(layers, states, strict=True)}
 
     def read_tokens(
         self,

@@ -189,7 +189,7 @@ class AugmenterGraph(nn.Module):
                 continue
             writes = self.writes(run.name, request, clock_BT=tokens.known_at_BS, index_BT=tokens.index_BS)
             with torch.set_grad_enabled(torch.is_grad_enabled() and run.name in self._differentiable):
-                states = self._backend(run.name).read_tokens(
+                states = self.backend(run.name).read_tokens(
                     tokens.ids_BS,
                     tokens.real_BS,
                     known_at_BS=tokens.known_at_BS,
@@ -204,7 +204,7 @@ class AugmenterGraph(nn.Module):
     ) -> tuple[Tokens, dict[int, torch.Tensor]]:
         run = self.plan.run(name)
         with torch.no_grad():
-            states = self._backend(name).read(inputs, taps=frozenset(run.taps), writes={})
+            states = self.backend(name).read(inputs, taps=frozenset(run.taps), writes={})
         shape, device = next(iter(states.values())).shape[:2], next(iter(states.values())).device
         if shape[0] != num_rows:
             raise InputError(f"augmenter_inputs[{name!r}]: got {shape[0]} rows, but input_ids has {num_rows}")
@@ -277,7 +277,8 @@ class AugmenterGraph(nn.Module):
                 found.add(run.name)
         return frozenset(found)
 
-    def _backend(self, name: str) -> Backend:
+    def backend(self, name: str) -> Backend:
+        """What runs the run of this name."""
         backend = self.backends[_backend_key(self.plan.run(name))]
         assert isinstance(backend, Backend)
         return backend
