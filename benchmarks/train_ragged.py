@@ -63,8 +63,9 @@ def _work(kind: str) -> None:
 
     from benchmarks.pair import make_pair
     from benchmarks.shapes import BATCH_SIZE
+    from calm_graph.data.load import load_dataset
     from calm_graph.data.order import BatchOrder
-    from calm_graph.data.samples import IGNORED, Batch, load_dataset
+    from calm_graph.data.samples import IGNORED, Batch
     from calm_graph.declare.settings import TrainSettings
     from calm_graph.train.step import make_optimizer, train_step, trainable_parameters
 
@@ -73,7 +74,7 @@ def _work(kind: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = make_pair(Path(folder), text=[row["prompt"] + row["completion"] for row in data]).train()
     dataset = load_dataset(data, model.tokenizer, max_length=PADDED_TO)
-    order = BatchOrder([len(sample.input_ids) for sample in dataset.samples], batch_size=BATCH_SIZE, seed=0)
+    order = BatchOrder(dataset.lengths, batch_size=BATCH_SIZE, seed=0)
     optimizer = make_optimizer(model, TrainSettings())
 
     def ragged(batch: Batch) -> None:

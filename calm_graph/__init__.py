@@ -16,12 +16,15 @@ from calm_graph.errors import (
     CheckpointError,
     DeclarationError,
     InputError,
+    OnnxError,
     Problem,
     StatesError,
     TrainingError,
 )
 
 if TYPE_CHECKING:
+    from calm_graph.augmenters.onnx_export import export_augmenter, verify_export
+    from calm_graph.augmenters.onnx_session import OnnxSettings
     from calm_graph.declare.files import load_composition
     from calm_graph.declare.settings import TrainSettings
     from calm_graph.declare.space import Space
@@ -45,6 +48,8 @@ __all__ = [
     "DeclarationError",
     "Every",
     "InputError",
+    "OnnxError",
+    "OnnxSettings",
     "Plan",
     "Problem",
     "Space",
@@ -54,25 +59,30 @@ __all__ = [
     "at",
     "build_model",
     "every",
+    "export_augmenter",
     "fit",
     "load_composition",
     "make_plan",
     "precompute",
     "sweep",
+    "verify_export",
 ]
 
 # Name -> module that defines it; loaded at first use, so that `import calm_graph` stays fast.
 _LAZY = {
     "ComposedModel": "calm_graph.model.composed",
     "Space": "calm_graph.declare.space",
+    "OnnxSettings": "calm_graph.augmenters.onnx_session",
     "TrainSettings": "calm_graph.declare.settings",
     "build_model": "calm_graph.model.build",
+    "export_augmenter": "calm_graph.augmenters.onnx_export",
     "fit": "calm_graph.train.run",
     "sweep": "calm_graph.train.ray_sweep",
     "Plan": "calm_graph.plan.graph",
     "load_composition": "calm_graph.declare.files",
     "make_plan": "calm_graph.plan.graph",
     "precompute": "calm_graph.states.precompute",
+    "verify_export": "calm_graph.augmenters.onnx_export",
 }
 
 watch_for_transformers()

@@ -51,6 +51,10 @@ class CheckpointError(CalmGraphError):
     """A checkpoint cannot be written or read: damaged, newer than this version, or made for other frozen models."""
 
 
+class OnnxError(CalmGraphError):
+    """An ONNX export cannot be made, read or run, or its states are not those of the model it came from."""
+
+
 class InputError(CalmGraphError, ValueError):
     """A request or a row of data cannot be used as it is."""
 

@@ -27,6 +27,32 @@ FACTS = (
 )
 """Fields that the registry fills from the model's own files where a card leaves them None."""
 
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class OnnxExport(BaseModel):
+    """The graph behind a card of `runtime: onnx`, and how far its states are from those of the model it came from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    origin: str
+    """Name of the card that was exported; its fingerprint is the `fingerprint` of the export's card."""
+    layers: tuple[int, ...]
+    """Layers whose states the graph returns, ascending; it stops at the last."""
+    reading: Literal["prompt", "stream"]
+    """`stream`: keys and values go in and out, so it may be run step by step."""
+    precision: Literal["fp32", "fp16", "int8", "int4"]
+    opset: PositiveInt
+    files: Mapping[str, Digest]
+    """The graph and its external data: file name -> digest."""
+    size_bytes: PositiveInt
+    replaces_bytes: PositiveInt
+    """Of the same blocks and embeddings in float32."""
+    cosine: Mapping[int, float]
+    """Layer -> mean cosine with torch's states, over the texts that every export is tried on."""
+    relative_error: Mapping[int, float]
+    """Layer -> largest distance from torch's state at any position, relative to its length."""
+
 
 class ModelCard(BaseModel):
     """One frozen model: where it is, what it is, under which licence.
@@ -42,8 +68,8 @@ class ModelCard(BaseModel):
     """`hub:org/name`, `folder:/path`, `gguf:/path/file.gguf` or `embedded:name` (shipped in this package)."""
     revision: str | None = None
     """Branch, tag or commit of a hub repository."""
-    fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
-    """Identity of the files (`registry.fingerprint`); verified at load when given."""
+    fingerprint: Digest | None = None
+    """Identity of the files (`registry.fingerprint`), verified at load when given; of an ONNX export, of its origin."""
 
     architecture: str | None = None
     """`model_type` of the config; of the text part when the model is a multimodal wrapper."""
@@ -63,6 +89,8 @@ class ModelCard(BaseModel):
     modality: Literal["text", "image", "features"] = "text"
     causal: bool | None = None
     runtime: Literal["torch", "onnx"] = "torch"
+    onnx: OnnxExport | None = None
+    """What `calm-graph export` wrote about the graph; None of a model that runs in torch."""
     tags: frozenset[str] = frozenset()
     licence: str = "unspecified"
     trust_remote_code: bool = False

@@ -17,6 +17,8 @@ from registry.errors import CardError, UnknownModelError
 from registry.sources import read_facts
 
 ENTRY_POINT_GROUP = "calm_graph.cards"
+CARD_FILE = "card.json"
+"""The card in a model's own folder."""
 
 
 class Registry:
@@ -73,6 +75,11 @@ class Registry:
         self._need_entry_points()
         return tuple(card for card in self._cards.values() if card.tags.issuperset(tags))
 
+    def exports_of(self, name: str) -> tuple[ModelCard, ...]:
+        """Return the cards of ONNX exports that were made from the card `name`."""
+        self._need_entry_points()
+        return tuple(card for card in self._cards.values() if card.onnx is not None and card.onnx.origin == name)
+
     def tags(self) -> tuple[str, ...]:
         """Return every tag in use, sorted."""
         self._need_entry_points()
@@ -86,6 +93,8 @@ class Registry:
     def add_folder(self, path: str | Path, *, replace: bool = False) -> tuple[ModelCard, ...]:
         """Add every `*.json` file of a folder as one card; relative paths in a `source` start at that folder.
 
+        A model's own folder, which holds `card.json` beside `config.json` as exports do, is one card.
+
         Returns:
             The cards, by file name.
 
@@ -97,7 +106,9 @@ class Registry:
             raise CardError(f"{folder}: no such folder of cards")
         cards: list[ModelCard] = []
         problems: list[str] = []
-        for file in sorted(folder.glob("*.json")):
+        own = folder / CARD_FILE
+        is_model = own.is_file() and (folder / "config.json").is_file()
+        for file in [own] if is_model else sorted(folder.glob("*.json")):
             try:
                 cards.append(ModelCard.model_validate(_anchored(json.loads(file.read_text("utf-8")), folder)))
             except ValidationError as error:

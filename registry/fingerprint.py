@@ -71,6 +71,11 @@ def tokenizer_fingerprint(path: str | Path) -> str | None:
     return f"sha256:{_hash_json([_cached('tokenizer', file, _hash_bytes) for file in files])}" if files else None
 
 
+def file_digest(file: str | Path) -> str:
+    """Return `sha256:<hex>` of one file's bytes, remembered for as long as the file does not change."""
+    return f"sha256:{_cached('weights', Path(file), _hash_bytes)}"
+
+
 def _hash_bytes(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -41,9 +41,22 @@ def find_files(card: ModelCard) -> Path:
         where = card.location if card.scheme != "embedded" else f"the package's registry/embedded/{card.location}"
         wanted = "no such file" if card.scheme == "gguf" else "no config.json there"
         raise WeightsError(f"card {card.name!r}: {where}: {wanted}; correct the card's source ({card.source})")
-    if path.is_dir():
+    if path.is_dir() and card.runtime == "torch":  # the files of an ONNX export are checked by their digests
         _check_folder(card, path)
     return path
+
+
+def identity(card: ModelCard) -> str:
+    """Return the fingerprint of the model that a card stands for; an ONNX export stands for the model it came from.
+
+    Raises:
+        WeightsError: there are no such files, or the export does not say what it came from.
+    """
+    if card.runtime == "torch":
+        return fingerprint(find_files(card))
+    if card.fingerprint is None:
+        raise WeightsError(f"card {card.name!r}: it does not say which model it was exported from; export it again")
+    return card.fingerprint
 
 
 def load_config(card: ModelCard) -> PreTrainedConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -77,6 +77,30 @@ class RaggedCache(DynamicCache):
             assert isinstance(layer, DynamicLayer)
             layer.keys, layer.values = keys, values
         return keys, values
+
+    def keys_values(self) -> list[torch.Tensor]:
+        """Keys and values of each layer in turn, float [B, N, L, H]; none before the first forward."""
+        found = []
+        for layer in self.layers:
+            assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+            found += [layer.keys, layer.values]
+        return found
+
+    def replace(self, states: Sequence[torch.Tensor]) -> None:
+        """Take keys and values of old and new slots together, as a runtime that joins them by itself returns them.
+
+        Args:
+            states: As in `keys_values`, in the order of slots that `append` was given.
+        """
+        order_BL = self._order_BL
+        self.layers = []
+        for keys, values in zip(states[::2], states[1::2], strict=True):
+            layer = DynamicLayer()
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = (
+                each if order_BL is None else _gathered(each, order_BL) for each in (keys, values)
+            )
+            self.layers.append(layer)
 
     def trim(self) -> None:
         """Drop leading slots that are padding in every row; call after the forward."""

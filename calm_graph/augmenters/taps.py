@@ -66,8 +66,8 @@ def watch(blocks: nn.ModuleList) -> None:
         # Of a class of its own: no hook can keep a block from running, a module around it would change names, and
         # another `forward` on it would break copies.
         if not issubclass(type(block), _Watched):
-            block.__class__ = _watched(type(block))
-        block.layer_of_model = layer  # type: ignore[assignment]
+            block.__class__ = _watched(type(block))  # type: ignore[arg-type]
+        vars(block)["layer_of_model"] = layer
         block.register_forward_hook(partial(_after_block, layer))
 
 
@@ -118,7 +118,7 @@ class _Watched:
 def _watched(kind: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         call = _CALL.get()
-        if call is not None and call.start is not None and self.layer_of_model <= call.start.layer:
+        if call is not None and call.start is not None and vars(self)["layer_of_model"] <= call.start.layer:
             return (call.start.states, None) if call.start.in_tuple else call.start.states
         run = partial(kind.forward, self)
         if not (_RECOMPUTE.get() and torch.is_grad_enabled()):

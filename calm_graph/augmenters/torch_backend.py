@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from calm_graph.augmenters.base import Backend
 from calm_graph.augmenters.ragged import RaggedCache
 from calm_graph.augmenters.taps import BlockCall, Write, during, watch
-from calm_graph.errors import InputError
 from registry.layouts import blocks
 
 
-class TorchBackend(nn.Module):
+class TorchBackend(Backend):
     """Runs a frozen model's blocks (no head) and returns the states that are read.
 
     Args:
@@ -24,10 +24,8 @@ class TorchBackend(nn.Module):
     """
 
     def __init__(self, body: nn.Module, *, name: str, context_length: int | None) -> None:
-        super().__init__()
+        super().__init__(name=name, context_length=context_length)
         self.body = body
-        self._name = name
-        self._context_length = context_length
         self._accepts = frozenset(inspect.signature(body.forward).parameters)
         watch(blocks(body))
 
@@ -36,6 +34,10 @@ class TorchBackend(nn.Module):
         """Where the model is."""
         return next(self.body.parameters()).device
 
+    def inputs(self) -> list[str]:
+        """Names of the inputs that the model takes."""
+        return sorted(self._accepts - {"kwargs", "self"})
+
     def read(
         self,
         inputs: Mapping[str, torch.Tensor],
@@ -43,22 +45,8 @@ class TorchBackend(nn.Module):
         taps: frozenset[int],
         writes: Mapping[int, Write],
     ) -> dict[int, torch.Tensor]:
-        """Run the model on its own inputs (pixel values, features, ids) without a cache.
-
-        Args:
-            inputs: Keyword arguments of the model's forward.
-            taps: Layers to return.
-            writes: What attachments into this model add, by layer.
-
-        Returns:
-            Layer -> states, float [B, S, C].
-
-        Raises:
-            InputError: There are none, or one has a name that the model does not take.
-        """
-        # Stricter than the model, whose **kwargs would swallow a misspelt name.
-        if not inputs or not inputs.keys() <= set(self.inputs()):
-            raise InputError(f"augmenter_inputs[{self._name!r}]: got {[*inputs]}, but the model takes {self.inputs()}")
+        """See `Backend.read`."""
+        self._check_names(inputs)
         call = BlockCall(taps=taps, writes=writes)
         with during(call):
             self.body(**{key: value.to(self.device) for key, value in inputs.items()})
@@ -74,34 +62,12 @@ class TorchBackend(nn.Module):
         writes: Mapping[int, Write],
         cache: RaggedCache | None = None,
     ) -> dict[int, torch.Tensor]:
-        """Run the model on left-padded tokens, after those already in `cache`.
-
-        Args:
-            ids_BS: int64.
-            real_BS: bool, False on padding.
-            known_at_BS: int64, kept in the cache so that it can be cropped.
-            taps: Layers to return.
-            writes: What attachments into this model add, by layer.
-            cache: Keys and values of earlier tokens; these tokens are added to it.
-
-        Returns:
-            Layer -> states, float [B, S, C].
-
-        Raises:
-            InputError: The text is longer than the model's context.
-        """
+        """See `Backend.read_tokens`."""
         if cache is None:
             real_BL, positions_BS = real_BS, (real_BS.cumsum(dim=1) - 1).clamp(min=0)
         else:
             real_BL, positions_BS = cache.append(real_BS, known_at_BS)
-        # Slots bound positions from above, so the exact (and, on a GPU, waiting) look is seldom needed.
-        if self._context_length is not None and real_BL.shape[1] > self._context_length:
-            longest = int(positions_BS.max()) + 1
-            if longest > self._context_length:
-                raise InputError(
-                    f"augmenter {self._name!r}: the text has {longest} of its tokens, but its context holds "
-                    f"{self._context_length}; shorten the prompt or switch it off: model.augmenters({{...: 0}})"
-                )
+        self._check_length(real_BL, positions_BS)
         inputs = {
             "input_ids": ids_BS,
             "attention_mask": real_BL.long(),
@@ -121,7 +87,3 @@ class TorchBackend(nn.Module):
         if cache is not None:
             cache.trim()
         return call.states
-
-    def inputs(self) -> list[str]:
-        """Names of the inputs that the model takes."""
-        return sorted(self._accepts - {"kwargs", "self"})

@@ -60,6 +60,14 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, temperature: fl
         metavar="NAME=SCALE",
         help="scale what an augmenter contributes; 0 switches it off",
     )
+    parser.add_argument(
+        "--onnx",
+        dest="exports",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="run this export in place of the augmenter it was made from; may be repeated",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -74,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     scales = read_scales(options.scales)
     sampling = read_sampling(options)
     prompt = sys.stdin.read().removesuffix("\n") if options.prompt == "-" else options.prompt
-    model = load_model(options.checkpoint)
+    model = load_model(options.checkpoint, exports=options.exports)
     from calm_graph.generate.stream import stream_text
 
     with model.augmenters(scales):
@@ -125,8 +133,13 @@ def read_scales(given: Sequence[str]) -> dict[str, float]:
     return scales
 
 
-def load_model(checkpoint: str) -> ComposedModel:
-    """Load a checkpoint on the GPU if there is one, without the progress bars of its parts."""
+def load_model(checkpoint: str, *, exports: Sequence[str] = ()) -> ComposedModel:
+    """Load a checkpoint on the GPU if there is one, without the progress bars of its parts.
+
+    Args:
+        checkpoint: A folder, or an id on the hub.
+        exports: Folders of ONNX exports, to run in place of the augmenters they were made from.
+    """
     import torch
     from transformers.utils import logging
 
@@ -134,9 +147,9 @@ def load_model(checkpoint: str) -> ComposedModel:
 
     logging.disable_progress_bar()
     if torch.cuda.is_available():
-        return ComposedModel.from_pretrained(checkpoint, device_map="cuda")
+        return ComposedModel.from_pretrained(checkpoint, device_map="cuda", exports=exports)
     # Most CPUs have no bf16 arithmetic and run it several times slower; widening the weights is exact.
-    return ComposedModel.from_pretrained(checkpoint, dtype=torch.float32)
+    return ComposedModel.from_pretrained(checkpoint, dtype=torch.float32, exports=exports)
 
 
 def write(text: str) -> None:

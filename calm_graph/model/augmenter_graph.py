@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from calm_graph.augmenters.base import Backend
 from calm_graph.augmenters.ragged import RaggedCache
 from calm_graph.augmenters.taps import Write
-from calm_graph.augmenters.torch_backend import TorchBackend
 from calm_graph.errors import InputError
 from calm_graph.model.alignment import Reader
 from calm_graph.model.attachment import Attachment
@@ -38,7 +38,7 @@ class AugmenterGraph(nn.Module):
     """
 
     def __init__(
-        self, plan: Plan, *, backends: Mapping[str, TorchBackend], readers: Mapping[str, Callable[[], Reader]]
+        self, plan: Plan, *, backends: Mapping[str, Backend], readers: Mapping[str, Callable[[], Reader]]
     ) -> None:
         super().__init__()
         self.plan = plan
@@ -215,7 +215,7 @@ class AugmenterGraph(nn.Module):
                 continue
             writes = self.writes(run.name, request, clock_BT=tokens.known_at_BS, index_BT=tokens.index_BS)
             with torch.set_grad_enabled(torch.is_grad_enabled() and run.name in self._differentiable):
-                states = self._backend(run.name).read_tokens(
+                states = self.backend(run.name).read_tokens(
                     tokens.ids_BS,
                     tokens.real_BS,
                     known_at_BS=tokens.known_at_BS,
@@ -230,7 +230,7 @@ class AugmenterGraph(nn.Module):
     ) -> tuple[Tokens, dict[int, torch.Tensor]]:
         run = self.plan.run(name)
         with torch.no_grad():
-            states = self._backend(name).read(inputs, taps=frozenset(run.taps), writes={})
+            states = self.backend(name).read(inputs, taps=frozenset(run.taps), writes={})
         shape, device = next(iter(states.values())).shape[:2], next(iter(states.values())).device
         if shape[0] != num_rows:
             raise InputError(f"augmenter_inputs[{name!r}]: got {shape[0]} rows, but input_ids has {num_rows}")
@@ -312,9 +312,10 @@ class AugmenterGraph(nn.Module):
                 found.add(run.name)
         return frozenset(found)
 
-    def _backend(self, name: str) -> TorchBackend:
+    def backend(self, name: str) -> Backend:
+        """What runs the run of this name."""
         backend = self.backends[_backend_key(self.plan.run(name))]
-        assert isinstance(backend, TorchBackend)
+        assert isinstance(backend, Backend)
         return backend
 
 

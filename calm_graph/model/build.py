@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
 
+from calm_graph.augmenters.base import Backend
 from calm_graph.augmenters.torch_backend import TorchBackend
 from calm_graph.declare.composition import Composition
 from calm_graph.declare.files import stored_cards
-from calm_graph.errors import CheckpointError, InputError
+from calm_graph.errors import CheckpointError
 from calm_graph.model.alignment import Reader, SharedReader, TextReader
 from calm_graph.model.augmenter_graph import AugmenterGraph
 from calm_graph.model.checkpoint import copy_exactly, read_description, read_tensors
@@ -21,12 +23,19 @@ from calm_graph.model.composed import ComposedModel
 from calm_graph.model.config import CalmGraphConfig
 from calm_graph.model.text_tokenizer import TextTokenizer
 from calm_graph.model.token_bytes import TokenBytes
+from calm_graph.plan.checks import at_runtime
 from calm_graph.plan.graph import make_plan
 from calm_graph.plan.parts import Plan, PlannedRun
 from registry import ModelCard, Registry
 from registry import registry as default_registry
-from registry.fingerprint import fingerprint, tokenizer_fingerprint
-from registry.weights import find_files, load_body, load_causal_lm, load_tokenizer
+from registry.fingerprint import tokenizer_fingerprint
+from registry.weights import find_files, identity, load_body, load_causal_lm, load_tokenizer
+
+if TYPE_CHECKING:
+    from calm_graph.augmenters.onnx_session import OnnxSettings
+
+_SAME_STATES = 0.99999
+"""Mean cosine above which states count as the same; what float32 exports reach."""
 
 
 def build_model(
@@ -37,6 +46,7 @@ def build_model(
     attachment_dtype: torch.dtype = torch.float32,
     seed: int | None = None,
     load_augmenters: bool = True,
+    onnx: OnnxSettings | None = None,
 ) -> ComposedModel:
     """Load the frozen models of a composition and put fresh attachments between them.
 
@@ -47,6 +57,7 @@ def build_model(
         attachment_dtype: Of the attachments.
         seed: Of the attachments' initialisation; None takes torch's current state.
         load_augmenters: Whether the augmenters' weights are read; without them each call needs `stored_states`.
+        onnx: Threads and providers of augmenters that run in ONNX Runtime; None: the CPU, as many threads as torch.
 
     Returns:
         A model that computes exactly what its anchor computes, until its attachments are trained.
@@ -54,12 +65,10 @@ def build_model(
     Raises:
         DeclarationError: The composition has mistakes; all are listed.
         RegistryError: A model cannot be found or is not what its card says.
-        InputError: A tokenizer cannot be used, or a runtime is not available.
+        InputError: A tokenizer cannot be used.
+        OnnxError: An ONNX export is damaged, or its provider is not there.
     """
     plan = composition if isinstance(composition, Plan) else make_plan(composition, registry=registry)
-    foreign = [run.name for run in plan.runs if run.runtime != "torch"]
-    if foreign:
-        raise InputError(f"composition: {foreign} ask for runtime 'onnx', which this version cannot run; use 'torch'")
     anchor = load_causal_lm(plan.anchor.card, dtype=dtype)
     tokenizer = load_tokenizer(plan.anchor.card)
     checkpoints = nested_checkpoints(plan, default_registry if registry is None else registry)
@@ -71,6 +80,7 @@ def build_model(
         attachment_dtype=attachment_dtype,
         seed=seed,
         load_augmenters=load_augmenters,
+        onnx=onnx,
     )
     config = CalmGraphConfig(
         # Where the anchor lies on this machine is nobody's business elsewhere.
@@ -90,6 +100,7 @@ def build_graph(
     attachment_dtype: torch.dtype = torch.float32,
     seed: int | None = None,
     load_augmenters: bool = True,
+    onnx: OnnxSettings | None = None,
 ) -> AugmenterGraph:
     """Load the augmenters of a plan and put the attachments between them, fresh or from nested checkpoints.
 
@@ -101,11 +112,13 @@ def build_graph(
         attachment_dtype: As in `build_model`.
         seed: As in `build_model`.
         load_augmenters: As in `build_model`.
+        onnx: As in `build_model`.
 
     Returns:
         Everything of the composed model but its anchor.
     """
-    backends = _load_backends([run for run in plan.runs if not run.is_anchor], dtype) if load_augmenters else {}
+    augmenters = [run for run in plan.runs if not run.is_anchor]
+    backends = _load_backends(augmenters, dtype, onnx) if load_augmenters else {}
     # Loading draws random numbers, too: seeded after it, attachments are the same with and without augmenters.
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
@@ -123,6 +136,8 @@ def build_from_description(
     registry: Registry | None = None,
     dtype: torch.dtype | None = None,
     attachment_dtype: torch.dtype = torch.float32,
+    exports: Iterable[str | Path] = (),
+    onnx: OnnxSettings | None = None,
     where: str,
 ) -> ComposedModel:
     """Build the model that a checkpoint describes, on the frozen models it was made for.
@@ -132,6 +147,8 @@ def build_from_description(
         registry: As in `build_model`; cards it does not have are taken from the description.
         dtype: As in `build_model`.
         attachment_dtype: As in `build_model`.
+        exports: Folders of ONNX exports, to run in place of the augmenters they were made from.
+        onnx: As in `build_model`.
         where: The checkpoint, for errors.
 
     Returns:
@@ -146,19 +163,68 @@ def build_from_description(
     except ValidationError as error:
         raise CheckpointError(f"{where}: damaged: the card of one of its models cannot be read ({error})") from error
     cards = Registry(default_registry if registry is None else registry)
-    problems = []
     for name, card in stored.items():
         if name not in cards:
-            cards.add(card.model_copy(update={"fingerprint": None}))
-        if (found := fingerprint(find_files(cards.get(name)))) != card.fingerprint:
-            problems.append(f"{name!r} was {card.fingerprint} and is {found} in {find_files(cards.get(name))}")
+            # The fingerprint of torch files is compared below; an export has no other proof of what it is.
+            cards.add(card if card.runtime == "onnx" else card.model_copy(update={"fingerprint": None}))
+    for folder in exports:
+        cards.add(_stand_in(folder, stored, where), replace=True)
+    composition = Composition.parse(description["composition"], where=where)
+    run = {name: _card_at_runtime(composition, name, cards) for name in stored}
+    problems = [
+        f"{name!r} was {stored[name].fingerprint} and is {found} in {find_files(card)}"
+        for name, card in run.items()
+        if (found := identity(card)) != stored[name].fingerprint
+    ]
     if problems:
         raise CheckpointError(
             f"{where}: trained with other frozen models: {'; '.join(problems)}. "
             "Put the same files back, or register them under that name"
         )
-    composition = Composition.parse(description["composition"], where=where)
-    return build_model(composition, registry=cards, dtype=dtype, attachment_dtype=attachment_dtype)
+    for name, card in run.items():
+        _warn_of_shifted_states(stored[name], card)
+    return build_model(composition, registry=cards, dtype=dtype, attachment_dtype=attachment_dtype, onnx=onnx)
+
+
+def _stand_in(folder: str | Path, stored: Mapping[str, ModelCard], where: str) -> ModelCard:
+    """The card of an export under the name of the model that it stands in for."""
+    from calm_graph.augmenters.onnx_session import read_export
+
+    card = read_export(folder)
+    for name, known in stored.items():
+        if known.fingerprint == card.fingerprint:
+            return card.model_copy(update={"name": name})
+    known_models = ", ".join(f"{name!r} {card.fingerprint}" for name, card in stored.items())
+    raise CheckpointError(
+        f"{folder}: was exported from {card.fingerprint}, but {where} was trained with {known_models}; "
+        "export the model that the composition was trained with"
+    )
+
+
+def _card_at_runtime(composition: Composition, name: str, cards: Registry) -> ModelCard:
+    """The card that runs under this name: an augmenter may ask for its export."""
+    card = cards.get(name)
+    for augmenter in composition.augmenters:
+        if augmenter.key == name:
+            return at_runtime(card, augmenter.runtime, cards, name)[0] or card
+    return card
+
+
+def _warn_of_shifted_states(trained: ModelCard, card: ModelCard) -> None:
+    """Say so when attachments will read other states than they were trained on."""
+    if trained.onnx == card.onnx:
+        return
+    cosines = [
+        *(trained.onnx.cosine.values() if trained.onnx else ()),
+        *(card.onnx.cosine.values() if card.onnx else ()),
+    ]
+    if min(cosines) < _SAME_STATES:
+        runs, read = (f"{each.onnx.precision} in ONNX" if each.onnx else "in torch" for each in (card, trained))
+        warnings.warn(
+            f"augmenter {card.name!r} runs {runs}, but the attachments were trained on it {read}: "
+            f"cosine of the states {min(cosines):.4f}; measure what that costs",
+            stacklevel=2,
+        )
 
 
 def nested_checkpoints(plan: Plan, registry: Registry) -> dict[str, ModelCard]:
@@ -187,16 +253,23 @@ def _load_nested(graph: AugmenterGraph, checkpoint: str, folder: Path) -> None:
     copy_exactly(own, read_tensors(folder, read_description(folder)), where=str(folder))
 
 
-def _load_backends(runs: list[PlannedRun], dtype: torch.dtype | None) -> dict[str, TorchBackend]:
+def _load_backends(runs: list[PlannedRun], dtype: torch.dtype | None, onnx: OnnxSettings | None) -> dict[str, Backend]:
     """Load each model once, as deep as its deepest run."""
-    deepest: dict[ModelCard, int] = {}
-    for run in runs:
-        deepest[run.card] = max(run.num_blocks, deepest.get(run.card, 0))
-    loaded = {
-        card: TorchBackend(load_body(card, num_blocks, dtype=dtype), name=card.name, context_length=card.context_length)
-        for card, num_blocks in deepest.items()
-    }
-    return {run.name: loaded[run.card] for run in runs}
+    deepest: dict[tuple[str, str], PlannedRun] = {}
+    for run in sorted(runs, key=lambda each: each.num_blocks):
+        deepest[run.card.name, run.runtime] = run
+    loaded = {model: _load_backend(run, dtype, onnx) for model, run in deepest.items()}
+    return {run.name: loaded[run.card.name, run.runtime] for run in runs}
+
+
+def _load_backend(run: PlannedRun, dtype: torch.dtype | None, onnx: OnnxSettings | None) -> Backend:
+    named: dict[str, Any] = {"name": run.card.name, "context_length": run.card.context_length}
+    if run.runtime == "torch":
+        return TorchBackend(load_body(run.card, run.num_blocks, dtype=dtype), **named)
+    from calm_graph.augmenters.onnx_backend import OnnxBackend
+    from calm_graph.augmenters.onnx_session import OnnxSession, OnnxSettings
+
+    return OnnxBackend(OnnxSession(run.card, onnx or OnnxSettings(num_threads=torch.get_num_threads())), **named)
 
 
 def text_readers(plan: Plan, tokenizer: Any) -> dict[str, Callable[[], Reader]]:

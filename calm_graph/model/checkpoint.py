@@ -25,8 +25,7 @@ from safetensors.torch import save_file
 
 from calm_graph.errors import CheckpointError
 from calm_graph.model.model_card import model_card
-from registry.fingerprint import fingerprint
-from registry.weights import find_files
+from registry.weights import identity
 
 if TYPE_CHECKING:
     from calm_graph.model.composed import ComposedModel
@@ -66,8 +65,7 @@ def describe(model: ComposedModel) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "composition": model.plan.composition.model_dump(mode="json"),
         "models": {
-            name: card.model_dump(mode="json") | {"fingerprint": fingerprint(find_files(card))}
-            for name, card in sorted(cards.items())
+            name: card.model_dump(mode="json") | {"fingerprint": identity(card)} for name, card in sorted(cards.items())
         },
         "versions": {
             "calm_graph": _own_version(),

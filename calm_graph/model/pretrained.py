@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +20,7 @@ from registry import Registry
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from calm_graph.augmenters.onnx_session import OnnxSettings
     from calm_graph.model.composed import ComposedModel
 
     _Base = PreTrainedModel
@@ -90,6 +92,8 @@ class PretrainedMixin(_Base):
         registry: Registry | None = None,
         dtype: torch.dtype | str | None = None,
         device_map: str | torch.device | dict[str, Any] | None = None,
+        exports: Iterable[str | os.PathLike[str]] = (),
+        onnx: OnnxSettings | None = None,
         **kwargs: Any,
     ) -> ComposedModel:
         """Load a composition and the frozen models it was made for.
@@ -100,6 +104,8 @@ class PretrainedMixin(_Base):
                 checkpoint. None is the default registry.
             dtype: Of the frozen weights; None or "auto" keeps what their files hold.
             device_map: One device for everything, or "auto".
+            exports: Folders that `calm-graph export` wrote; each runs in place of the augmenter it was made from.
+            onnx: Threads and providers of ONNX Runtime; None: the CPU, as many threads as torch.
             kwargs: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only` for the hub.
 
         Returns:
@@ -129,6 +135,8 @@ class PretrainedMixin(_Base):
             registry=registry,
             dtype=_dtype(dtype),
             attachment_dtype=next(iter(tensors.values())).dtype if tensors else torch.float32,
+            exports=[Path(export) for export in exports],
+            onnx=onnx,
             where=str(folder),
         )
         put_tensors(model, tensors, where=str(folder))

@@ -6,8 +6,9 @@ import difflib
 import math
 import re
 
-from calm_graph.declare.composition import Augmenter, Composition
+from calm_graph.declare.composition import Augmenter, Composition, Runtime
 from calm_graph.errors import Problem
+from calm_graph.plan.parts import Edge
 from registry import ModelCard, Registry
 from registry.errors import RegistryError
 
@@ -21,6 +22,41 @@ def look_up(name: str, registry: Registry, path: str) -> tuple[ModelCard | None,
         return registry.get(name), ()
     except RegistryError as error:
         return None, (Problem(path, str(error)),)
+
+
+def at_runtime(
+    card: ModelCard, runtime: Runtime | None, registry: Registry, path: str
+) -> tuple[ModelCard | None, tuple[Problem, ...]]:
+    """Return the card to run in place of `card`: itself, or its export, which goes by the same name then."""
+    if runtime is None or runtime == card.runtime:
+        return card, ()
+    if runtime == "torch":
+        origin = f"of {card.onnx.origin!r}; name that" if card.onnx is not None else "of another model; name that one"
+        return None, (Problem(path, f"got 'torch', but {card.name!r} is an ONNX export {origin}"),)
+    exports = registry.exports_of(card.name)
+    if len(exports) == 1:
+        return exports[0].model_copy(update={"name": card.name}), ()
+    if exports:
+        names = ", ".join(repr(each.name) for each in exports)
+        return None, (Problem(path, f"got 'onnx', but {card.name!r} has several exports: {names}; name one of them"),)
+    advice = f"make one (calm-graph export {card.name} --layers ... --out DIR) and add it (--registry DIR)"
+    return None, (Problem(path, f"got 'onnx', but the registry has no export of {card.name!r}; {advice}"),)
+
+
+def check_export(card: ModelCard, edge: Edge) -> tuple[Problem, ...]:
+    """Return the attachments that read a layer which an ONNX export does not return."""
+    if card.onnx is None:
+        return ()
+    layers = ", ".join(map(str, card.onnx.layers))
+    return tuple(
+        Problem(
+            found.path,
+            f"reads layer {found.augmenter_layer}, but the ONNX export of {card.onnx.origin!r} has layers {layers}; "
+            "read one of them, or export again",
+        )
+        for found in edge.attachments
+        if found.augmenter_layer not in card.onnx.layers
+    )
 
 
 def check_name(composition: Composition, path: str) -> tuple[Problem, ...]:
@@ -79,6 +115,11 @@ def check_augmenter(augmenter: Augmenter, card: ModelCard | None, path: str) -> 
     follows = augmenter.reading == "stream" or augmenter.prompt_visibility == "causal"
     needs_causal = ("causal",) if follows and card.modality == "text" else ()
     problems += check_facts(card, ("num_layers", "hidden_size", *needs_causal), f"{path}.name")
+    if card.onnx is not None and card.onnx.reading == "prompt" and card.causal and augmenter.reading == "stream":
+        advice = "use reading='prompt', or export again with --reading stream"
+        problems.append(
+            Problem(f"{path}.reading", f"got 'stream', but {card.name!r} was exported for prompts; {advice}")
+        )
     if card.modality != "text":
         problems += _check_other_modality(augmenter, card, path)
     elif card.causal is False:

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field, replace
 from calm_graph.declare.composition import Augmenter, Composition, Reading, Runtime
 from calm_graph.declare.files import load_composition, stored_cards
 from calm_graph.errors import DeclarationError, Problem
-from calm_graph.plan.checks import check_anchor, check_augmenter, check_facts, check_name, look_up
+from calm_graph.plan.checks import (
+    at_runtime,
+    check_anchor,
+    check_augmenter,
+    check_export,
+    check_facts,
+    check_name,
+    look_up,
+)
 from calm_graph.plan.edges import plan_edge, takes_heads_of_anchor
 from calm_graph.plan.parts import Edge, PlannedAttachment, module_key
 from registry import ModelCard, Registry
@@ -156,7 +164,8 @@ class Expansion:
                 augmenter, source.card, anchor, source_run=self._names[child], target_run=target, path=at
             )
             self.problems += problems
-            if edge is not None:
+            if edge is not None and source.card is not None:
+                self.problems += check_export(source.card, edge)
                 self.edges.append(edge if place.checkpoint is None else place.checkpoint.trained(edge))
         for source, child in new:
             if source.composition is not None:
@@ -187,6 +196,9 @@ class Expansion:
             return Source(card, augmenter.name, checkpoint, path)
         card, problems = look_up(augmenter.name, registry, path)
         self.problems += problems
+        if card is not None:
+            card, problems = at_runtime(card, augmenter.runtime, registry, f"{at}.runtime")
+            self.problems += problems
         if card is None or card.architecture != COMPOSITION:
             return Source(card, None, None, path)
         inner = self._checkpoint(card, path)
@@ -239,5 +251,5 @@ def _reader_of(augmenter: Augmenter, source: Source, parent: Reader) -> Reader:
     if source.composition is not None:
         owner = source.checkpoint.card if source.checkpoint is not None else None
         return Reader(source.composition, owner, reading, template, "torch")
-    runtime: Runtime = augmenter.runtime or (source.card.runtime if source.card is not None else "torch")
+    runtime: Runtime = source.card.runtime if source.card is not None else "torch"
     return Reader(augmenter.key, None, reading, template, runtime)

@@ -227,13 +227,6 @@ def test_inputs_for_another_number_of_rows_can_be_mended(seeing: ComposedModel) 
 # Building
 
 
-def test_a_runtime_that_is_not_there_yet(zoo: Zoo) -> None:
-    with pytest.raises(
-        InputError, match=r"composition: \['other'\] ask for runtime 'onnx', which this version cannot run"
-    ):
-        zoo.compose(Augmenter("other", attach=ATTACH, runtime="onnx"))
-
-
 def with_tokenizer(zoo: Zoo, folder: Path, change: object) -> Registry:
     """A registry in which the anchor has another tokenizer; None takes it away."""
     shutil.copytree(zoo.folder / "anchor", folder)

@@ -143,8 +143,13 @@ def test_a_state_may_be_dropped_after_the_last_attachment_that_reads_it() -> Non
 
 
 def test_the_runtime_is_the_augmenters_then_the_cards() -> None:
-    found = plan(Augmenter("exported"), Augmenter("prices", runtime="onnx"), Augmenter("code"))
+    found = plan(
+        Augmenter("exported"), Augmenter("prices", runtime="onnx", attach=attach((3, 1), (7, 2))), Augmenter("code")
+    )
     assert [found.run(name).runtime for name in ("exported", "prices", "code")] == ["onnx", "onnx", "torch"]
+    # It goes by the name that was declared, so that attachments are called the same whatever runs the model.
+    assert found.run("prices").card.onnx is not None and found.run("prices").card.name == "prices"
+    assert "prices@3_to_anchor@1" in {each.key for each in found.attachments}
 
 
 def test_plain_data_is_planned_too() -> None:

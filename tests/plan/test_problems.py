@@ -145,6 +145,30 @@ CASES = {
         Augmenter("prices", scale=float("inf")),
         f"{AT}.scale: got inf, but a finite number is needed; 0 is off",
     ),
+    "no export": (
+        Augmenter("words", runtime="onnx"),
+        f"{AT}.runtime: got 'onnx', but the registry has no export of 'words'; make one "
+        "(calm-graph export words --layers ... --out DIR) and add it (--registry DIR)",
+    ),
+    "several exports": (
+        Augmenter("code", runtime="onnx"),
+        f"{AT}.runtime: got 'onnx', but 'code' has several exports: 'code-onnx-fp32', 'code-onnx-int8'; "
+        "name one of them",
+    ),
+    "torch for an export": (
+        Augmenter("prices-onnx-int8", runtime="torch"),
+        f"{AT}.runtime: got 'torch', but 'prices-onnx-int8' is an ONNX export of 'prices'; name that",
+    ),
+    "layer that was not exported": (
+        Augmenter("prices", runtime="onnx", attach=[place(3, 1), place(5, 2)]),
+        f"{AT}.attach[1]: reads layer 5, but the ONNX export of 'prices' has layers 3, 7, 11; "
+        "read one of them, or export again",
+    ),
+    "exported for prompts": (
+        Augmenter("code-onnx-fp32", attach=[place(3, 1)]),
+        f"{AT}.reading: got 'stream', but 'code-onnx-fp32' was exported for prompts; "
+        "use reading='prompt', or export again with --reading stream",
+    ),
     "composition in onnx": (
         Augmenter(Composition(name="inner", anchor="code", augmenters=[Augmenter("words")]), runtime="onnx"),
         f"{AT}.runtime: got 'onnx', but 'inner' is a composition, and compositions run in torch",
@@ -242,3 +266,12 @@ def test_the_listing_reads_as_documented_and_survives_the_way_between_processes(
     ]
     assert str(copy.copy(caught.value)) == str(caught.value)
     assert isinstance(caught.value, ValueError)
+
+
+def test_nothing_can_be_written_into_an_export() -> None:
+    inner = Composition(name="inner", anchor="prices-onnx-int8", augmenters=[Augmenter("words", attach=every(4))])
+    (problem,) = problems(Augmenter(inner, attach=[place(3, 2)]))
+    assert problem == (
+        f"{AT}.name.anchor: got 'prices-onnx-int8', which runs in onnx, but an anchor runs in torch: "
+        "attachments are trained through it"
+    )
