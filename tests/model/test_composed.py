@@ -244,7 +244,7 @@ def replaced_last_state(model: ComposedModel, name: str, column: int, ids: torch
         states[:, column] = -states[:, column] + 1.0
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
-    last = blocks(model.graph._backend(name).body)[-1]
+    last = blocks(model.graph.backend(name).body)[-1]
     handle = last.register_forward_hook(replaced, prepend=True)
     try:
         return logits(model, ids, prompt_lengths=torch.tensor([length]))
@@ -434,7 +434,7 @@ def test_an_exception_in_the_middle_leaves_nothing(zoo: Zoo, where: str) -> None
     attributes = {name: dict(module.__dict__) for name, module in model.named_modules()}
     broken = {
         "anchor": blocks(model.anchor)[2],
-        "augmenter": blocks(model.graph._backend("other").body)[1],
+        "augmenter": blocks(model.graph.backend("other").body)[1],
         "attachment": model.attachments["other@3_to_anchor@3"],
     }[where]
 
