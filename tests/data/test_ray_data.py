@@ -58,6 +58,15 @@ def test_wrong_rows_and_columns_are_named(tokenizer: PreTrainedTokenizerFast) ->
         load(ray.data.from_items([{"question": "a"}]), tokenizer)
 
 
+def test_workers_share_the_arrays_of_a_data_set(tokenizer: PreTrainedTokenizerFast) -> None:
+    dataset = load(ROWS * 20, tokenizer)
+    shared = ray.get(ray.put(dataset))
+    # Memory of the object store is read-only: these are no copies.
+    assert not shared.input_ids.flags.writeable and not shared.texts.flags.writeable
+    assert shared.fingerprint() == dataset.fingerprint()
+    assert (shared.batch([3, 5])["labels"] == dataset.batch([3, 5])["labels"]).all()
+
+
 def test_a_cluster_without_a_free_cpu_is_an_error_not_a_wait_for_ever(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
