@@ -220,11 +220,17 @@ def _shapes(sample: Sample) -> dict[str, tuple[int, ...]]:
 
 
 def _listed(name: str, problems: Sequence[tuple[Place, str]]) -> str:
-    shown = [f"  {place}: {problem}" for place, problem in problems[:_MAX_SHOWN]]
-    more = [f"  and {len(problems) - _MAX_SHOWN} more"] if len(problems) > _MAX_SHOWN else []
+    """Say what is wrong, each kind of problem once."""
+    places: dict[str, list[Place]] = {}
+    for place, problem in problems:
+        places.setdefault(problem, []).append(place)
     least = "at least " if len(problems) >= _MAX_PROBLEMS else ""
-    count = f"{least}{len(problems)} unusable row{'s' if len(problems) > 1 else ''}"
-    return "\n".join([f"{name}: {count}", *shown, *more])
+    lines = [f"{name}: {least}{len(problems)} unusable row{'s' if len(problems) > 1 else ''}"]
+    for problem, (first, *others) in list(places.items())[:_MAX_SHOWN]:
+        lines.append(f"  {first}{f' and {len(others)} more' if others else ''}: {problem}")
+    if len(places) > _MAX_SHOWN:
+        lines.append(f"  and other problems of {sum(map(len, list(places.values())[_MAX_SHOWN:]))} more")
+    return "\n".join(lines)
 
 
 @dataclass(slots=True)

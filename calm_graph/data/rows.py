@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 ROW = '{"prompt", "completion"}, {"messages"} or {"text"}'
 """What a row may be, for errors."""
 
+UNMAPPED = "; say where they are: columns={'prompt': ..., 'completion': ...}, --columns prompt=..."
+"""What to do about a row under other names, for errors."""
+
 KEYS = ("prompt", "completion", "messages", "text", "augmenter_inputs")
 """The keys that are read; all others are left alone."""
 
@@ -97,6 +100,7 @@ def shape_of(row: object) -> str:
     if given not in SHAPES:
         if given == {"prompt"} and not hint:
             raise InputError(f"got the keys {', '.join(keys)}, but no completion; a row is {ROW}")
+        hint = hint or (UNMAPPED if keys and not given else "")
         raise InputError(f"got the keys {', '.join(keys) or '(none)'}, but a row is {ROW}{hint}")
     if hint:
         raise InputError(f"got the keys {', '.join(keys)}{hint}")
