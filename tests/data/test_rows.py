@@ -24,6 +24,7 @@ STRICT = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('must start w
             {"prompt": "price", "completions": "3"},
             r"got the keys prompt, completions, but a row is .*; did you mean 'completion' by 'completions'\?",
         ),
+        ({"text": "price", "prompts": 3}, r"got the keys .*; did you mean 'prompt' by 'prompts'\? Or say where they"),
         ({"promt": "price", "completion": "3"}, r"got the keys .*; did you mean 'prompt' by 'promt'\?"),
         ({"Text": "price"}, r"got the keys Text, .*; did you mean 'text' by 'Text'\?"),
         (GOOD | {"augmenter_input": {}}, r"got the keys .*; did you mean 'augmenter_inputs' by 'augmenter_input'\?"),
