@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from calm_graph.data.rows import KEYS, ROW, SHAPES, misspelt
+from calm_graph.data.rows import KEYS, ROW, SHAPES, misspelt, naming_advice
 from calm_graph.declare.base import near
 from calm_graph.errors import InputError
 
@@ -43,11 +43,11 @@ def columns_to_read(found: Sequence[str], *, columns: Columns | None, where: str
         for column in columns.values():
             if column not in found:
                 raise InputError(f"{where}: {_missing(column, found)}")
-        return list(columns.values())
+        return list(dict.fromkeys(columns.values()))
     hint = misspelt(found, among=KEYS)
     if hint or not any(shape <= set(found) for shape in SHAPES):
-        hint = hint or "; say which to read: columns={'prompt': ..., 'completion': ...}, --columns prompt=..."
-        raise InputError(f"{where}: got the columns {', '.join(found) or '(none)'}, but a row is {ROW}{hint}")
+        listed = ", ".join(found) or "(none)"
+        raise InputError(f"{where}: got the columns {listed}, but a row is {ROW}{naming_advice(hint)}")
     return [name for name in found if name in KEYS]
 
 

@@ -21,6 +21,7 @@ _LINES = (".jsonl", ".ndjson")
 _COMPRESSED = ("", ".gz", ".bz2", ".zst")
 _ENDINGS = (*(lines + packed for lines in _LINES for packed in _COMPRESSED), ".parquet")
 _ROWS_AT_ONCE = 1024
+_PATIENCE_S = 30
 
 Read = Iterator[tuple[Place, object]]
 """Each row with its place; a row that could not be read is the `InputError` that says why."""
@@ -41,12 +42,13 @@ class DataFile:
     path: str
 
     def num_rows(self) -> int | None:
-        """Return how many rows the file has, if it says so itself.
+        """Return how many rows the file has, if that is known without much reading.
 
         Raises:
             InputError: It cannot be read.
         """
-        if not self.name.endswith(".parquet"):
+        # In an object store, asking every file takes a while.
+        if not self.name.endswith(".parquet") or not isinstance(self.filesystem, fs.LocalFileSystem):
             return None
         try:
             with parquet.ParquetFile(self.filesystem.open_input_file(self.path)) as table:
@@ -111,7 +113,7 @@ def find_files(location: str | Path) -> list[DataFile]:
     filesystem, path, prefix = _open(given)
     try:
         found = _list(filesystem, path)
-    except OSError as error:
+    except (OSError, pa.ArrowException) as error:
         raise InputError(f"{given}: cannot be reached ({_one_line(error)})") from None
     if not found:
         raise InputError(
@@ -163,8 +165,12 @@ def _open(given: str) -> tuple[fs.FileSystem, str, str]:
     scheme, separator, _ = given.partition("://")
     if not separator:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(given)), ""
+    uri = given
+    if scheme in ("gs", "gcs") and "retry_limit_seconds" not in given:
+        # Left to itself, pyarrow tries for a quarter of an hour.
+        uri += f"{'&' if '?' in given else '?'}retry_limit_seconds={_PATIENCE_S}"
     try:
-        filesystem, path = fs.FileSystem.from_uri(given)
+        filesystem, path = fs.FileSystem.from_uri(uri)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{given}: cannot be reached ({_one_line(error)})") from None
     return filesystem, path, f"{scheme}://"

@@ -26,13 +26,15 @@ def open_named(spec: str) -> datasets.Dataset:
         The split.
 
     Raises:
-        InputError: The package `datasets` is missing, or there is no such data set or split.
+        InputError: There is no name, the package `datasets` is missing, or there is no such data set or split.
     """
+    name, _, split = spec.removeprefix(PREFIX).partition(":")
+    if not name:
+        raise InputError(f"{spec!r}: has no name; hf:NAME or hf:NAME:SPLIT is needed")
     if importlib.util.find_spec("datasets") is None:
         raise InputError(f"{spec}: needs the package datasets; pip install 'calm-graph[datasets]'")
     import datasets
 
-    name, _, split = spec.removeprefix(PREFIX).partition(":")
     try:
         dataset = datasets.load_dataset(name, split=split or "train")
     # Its loaders raise whatever their readers and the network do.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from calm_graph.data.columns import Columns, check_columns
+from calm_graph.data.lengths import LengthLimit
 from calm_graph.data.progress import Show, counting
 from calm_graph.data.rows import ROW, Example, Place, examples_of, shape_of
 from calm_graph.data.samples import Dataset, Sample
@@ -56,8 +57,8 @@ class Part:
         self.shapes += later.shapes
         self.first_of_shape = later.first_of_shape | self.first_of_shape
         if later.samples is not None:
-            first = self.samples = self.samples or later.samples
-            self.problems += _unlike(first[0], [later.samples[0]])
+            self.samples = later.samples if self.samples is None else self.samples
+            self.problems += _unlike(self.samples[0], [later.samples[0]])
 
     def moved(self, by: int) -> Part:
         """Return the same rows standing `by` further on in their source."""
@@ -67,7 +68,7 @@ class Part:
 
         return Part(
             self.num_rows,
-            self.samples and replace(self.samples, row_numbers=self.samples.row_numbers + by),
+            None if self.samples is None else replace(self.samples, row_numbers=self.samples.row_numbers + by),
             [(further(place), problem) for place, problem in self.problems],
             self.shapes,
             {shape: further(place) for shape, place in self.first_of_shape.items()},
@@ -119,7 +120,7 @@ def load_dataset(
         opened = open_rows(data, columns)
         name, num_rows, parts = opened.name, opened.num_rows, _parts(opened.rows, tokenizer)
     found = Part(num_rows=0)
-    lengths = _Lengths(max_length, long_rows)
+    lengths = LengthLimit(max_length, long_rows)
     kept: list[Dataset] = []
     with counting(name, total=num_rows, show=show) as count:
         for part in parts:
@@ -162,7 +163,7 @@ def make_part(rows: Sequence[tuple[Place, object]], tokenizer: PreTrainedTokeniz
             part.first_of_shape.setdefault(shape, place)
         except InputError as error:
             part.problems.append((place, str(error)))
-    if not part.problems:
+    if examples and not part.problems:
         samples = list(_tokenised(examples, tokenizer))
         part.problems += [
             (sample.place, f"its {len(sample.input_ids)} tokens leave none to be predicted")
@@ -220,78 +221,14 @@ def _shapes(sample: Sample) -> dict[str, tuple[int, ...]]:
 
 
 def _listed(name: str, problems: Sequence[tuple[Place, str]]) -> str:
-    shown = [f"  {place}: {problem}" for place, problem in problems[:_MAX_SHOWN]]
-    more = [f"  and {len(problems) - _MAX_SHOWN} more"] if len(problems) > _MAX_SHOWN else []
+    """Say what is wrong, each kind of problem once."""
+    places: dict[str, list[Place]] = {}
+    for place, problem in problems:
+        places.setdefault(problem, []).append(place)
     least = "at least " if len(problems) >= _MAX_PROBLEMS else ""
-    count = f"{least}{len(problems)} unusable row{'s' if len(problems) > 1 else ''}"
-    return "\n".join([f"{name}: {count}", *shown, *more])
-
-
-@dataclass(slots=True)
-class _Lengths:
-    """Sees that no sample is longer than the model can read, and counts those that were.
-
-    Args:
-        max_length: The most tokens of a sample; None allows any.
-        long_rows: What happens to longer ones.
-    """
-
-    max_length: int | None
-    long_rows: LongRows
-    num_samples: int = 0
-    num_cut: int = 0
-    num_skipped: int = 0
-    num_long_prompts: int = 0
-    first: Sample | None = None
-
-    def fitted(self, samples: Dataset) -> Dataset:
-        """Return the samples that are short enough, and the others cut if they may be."""
-        self.num_samples += len(samples)
-        if self.max_length is None or (samples.lengths <= self.max_length).all():
-            return samples
-        fitting = (self._fitted(sample, self.max_length) for sample in samples)
-        return Dataset.of([sample for sample in fitting if sample], pad_token_id=samples.pad_token_id)
-
-    def _fitted(self, sample: Sample, limit: int) -> Sample | None:
-        if len(sample.input_ids) <= limit:
-            return sample
-        self.first = self.first or sample
-        if sample.prompt_length >= limit:
-            self.num_long_prompts += 1
-        elif self.long_rows == "cut":
-            self.num_cut += 1
-            return _cut(sample, limit)
-        self.num_skipped += 1
-        return None
-
-    def report(self, name: str) -> None:
-        """Warn of what was skipped and cut.
-
-        Raises:
-            InputError: Nothing may be skipped, or nothing is left.
-        """
-        if self.first is None:
-            return
-        prompts = f"; the prompts of {self.num_long_prompts} of them fill that alone" if self.num_long_prompts else ""
-        if self.long_rows == "error":
-            raise InputError(
-                f"{self.first.place}: got {len(self.first.input_ids)} tokens, but at most {self.max_length} are "
-                f"allowed (max_length, tokens_per_batch, or the anchor's context); {self.num_skipped} of "
-                f"{self.num_samples} samples are too long{prompts}. Allow more, shorten them, or set long_rows to "
-                "'skip' or 'cut'"
-            )
-        if self.num_skipped == self.num_samples:
-            raise InputError(
-                f"{self.first.place}: all {self.num_samples} samples are longer than {self.max_length} tokens{prompts}"
-            )
-        logger.warning(
-            "%s: %d samples skipped and %d cut at %s tokens, the first is %s%s",
-            name, self.num_skipped, self.num_cut, self.max_length, self.first.place, prompts,
-        )  # fmt: skip
-
-
-def _cut(sample: Sample, length: int) -> Sample:
-    # The bytes are shared out by tokens: exact counts would need the text to be cut where a token ends.
-    share = (length - sample.prompt_length) / (len(sample.input_ids) - sample.prompt_length)
-    num_bytes = max(1, round(sample.completion_bytes * share))
-    return replace(sample, input_ids=sample.input_ids[:length], completion_bytes=num_bytes)
+    lines = [f"{name}: {least}{len(problems)} unusable row{'s' if len(problems) > 1 else ''}"]
+    for problem, (first, *others) in list(places.items())[:_MAX_SHOWN]:
+        lines.append(f"  {first}{f' and {len(others)} more' if others else ''}: {problem}")
+    if len(places) > _MAX_SHOWN:
+        lines.append(f"  and other problems of {sum(map(len, list(places.values())[_MAX_SHOWN:]))} more")
+    return "\n".join(lines)

@@ -29,7 +29,12 @@ def counting(name: str, *, total: int | None, show: Show) -> Iterator[Callable[[
         What to call with the number of rows read so far.
     """
     if show == "auto" and sys.stderr.isatty():
-        columns = (TextColumn("read {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("read {task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(name, total=total)
             yield lambda num_rows: progress.update(task, completed=num_rows)

@@ -97,9 +97,10 @@ def shape_of(row: object) -> str:
     if given not in SHAPES:
         if given == {"prompt"} and not hint:
             raise InputError(f"got the keys {', '.join(keys)}, but no completion; a row is {ROW}")
-        raise InputError(f"got the keys {', '.join(keys) or '(none)'}, but a row is {ROW}{hint}")
+        advice = naming_advice(hint) if hint or (keys and not given) else ""
+        raise InputError(f"got the keys {', '.join(keys) or '(none)'}, but a row is {ROW}{advice}")
     if hint:
-        raise InputError(f"got the keys {', '.join(keys)}{hint}")
+        raise InputError(f"got the keys {', '.join(keys)}{naming_advice(hint)}")
     return ", ".join(key for key in KEYS if key in given)
 
 
@@ -115,6 +116,12 @@ def misspelt(keys: Collection[str], *, among: Collection[str]) -> str:
         if close:
             return f"; did you mean {close[0]!r} by {key!r}?"
     return ""
+
+
+def naming_advice(hint: str) -> str:
+    """Return what to do about keys under other names, after what `misspelt` found."""
+    what = "say where they are: columns={'prompt': ..., 'completion': ...}, --columns prompt=..."
+    return f"{hint} Or {what}" if hint else f"; {what}"
 
 
 def examples_of(row: object, place: Place, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
@@ -195,8 +202,9 @@ def _turns(messages: object, place: Place, inputs: Inputs, tokenizer: PreTrained
         if role not in _ROLES:
             raise InputError(f"messages[{index}].role: got {_short(role)}, but allowed are {', '.join(_ROLES)}")
         _check_text(message.get("content"), f"messages[{index}].content")
-        if hint := misspelt(message, among=("role", "content", "weight")):
-            raise InputError(f"messages[{index}]: got the keys {', '.join(message)}{hint}")
+        keys = [str(key) for key in message]
+        if hint := misspelt(keys, among=("role", "content", "weight")):
+            raise InputError(f"messages[{index}]: got the keys {', '.join(keys)}{hint}")
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1) != 0]
     if not turns:
         raise InputError("messages: no assistant message to train on")

@@ -126,7 +126,8 @@ class Dataset:
     def joined(cls, parts: Sequence[Dataset]) -> Dataset:
         """Put data sets one behind the other; each has samples, with augmenter inputs of the same names and shapes."""
         sources = tuple(dict.fromkeys(chain.from_iterable(part.sources for part in parts)))
-        ids = [np.array([sources.index(source) for source in part.sources], dtype=np.int32) for part in parts]
+        places = {source: place for place, source in enumerate(sources)}
+        ids = [np.array([places[source] for source in part.sources], dtype=np.int32) for part in parts]
         first = parts[0]
         return cls(
             input_ids=np.concatenate([part.input_ids for part in parts]),

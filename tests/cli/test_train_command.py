@@ -79,7 +79,7 @@ def test_a_second_run_is_refused_and_resume_goes_on(
         (["--set", "precision=fp8"], "settings.precision: got 'fp8', but allowed are 'fp32' or 'bf16'"),
         (["--data", "none.jsonl"], "none.jsonl: no such file, folder of .jsonl or .parquet files, or glob"),
         (["--columns", "prompt"], "--columns: got 'prompt', but KEY=COLUMN is needed, such as prompt=question"),
-        (["--columns", "text=txet"], "train.jsonl:1: no column 'txet' among prompt, completion"),
+        (["--columns", "text=txet"], "train.jsonl:1 and 26 more: no column 'txet' among prompt, completion"),
         (["--set", "patience=2"], "patience is 2, but without eval_data nothing is evaluated"),
     ],
 )

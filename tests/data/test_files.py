@@ -148,7 +148,10 @@ def test_columns_are_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -
         ({"text": [b"a"]}, "the column 'text' holds binary, but text is needed"),
         ({"messages": ["hi"]}, "the column 'messages' holds string, but a list of {role, content} is needed"),
         ({"messages": [[{"from": "a"}]]}, r"the column 'messages' holds list<.*>, but a list of"),
-        ({"question": ["a"], "answer": ["b"]}, r"got the columns question, answer, but a row is .*; say which to read"),
+        (
+            {"question": ["a"], "answer": ["b"]},
+            r"got the columns question, answer, but a row is .*; say where they are: columns=",
+        ),
         ({"prompt": ["a"], "completions": ["b"]}, "got the columns .*; did you mean 'completion' by 'completions'"),
         (
             {"text": ["a"], "augmenter_input": ["b"]},

@@ -42,6 +42,8 @@ def test_a_data_set_is_found_by_name(tmp_path: Path, tokenizer: PreTrainedTokeni
     assert (len(loaded), loaded.where(1)) == (2, f"hf:{tmp_path}:test[1]")
     with pytest.raises(InputError, match=rf"hf:{tmp_path}:dev: cannot be loaded \(ValueError: .*dev"):
         load(f"hf:{tmp_path}:dev", tokenizer)
+    with pytest.raises(InputError, match="'hf:': has no name; hf:NAME or hf:NAME:SPLIT is needed"):
+        load("hf:", tokenizer)
     with pytest.raises(InputError, match=r"hf:no/such-set: cannot be loaded \("):
         load("hf:no/such-set", tokenizer)
 

@@ -24,6 +24,7 @@ STRICT = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('must start w
             {"prompt": "price", "completions": "3"},
             r"got the keys prompt, completions, but a row is .*; did you mean 'completion' by 'completions'\?",
         ),
+        ({"text": "price", "prompts": 3}, r"got the keys .*; did you mean 'prompt' by 'prompts'\? Or say where they"),
         ({"promt": "price", "completion": "3"}, r"got the keys .*; did you mean 'prompt' by 'promt'\?"),
         ({"Text": "price"}, r"got the keys Text, .*; did you mean 'text' by 'Text'\?"),
         (GOOD | {"augmenter_input": {}}, r"got the keys .*; did you mean 'augmenter_inputs' by 'augmenter_input'\?"),
@@ -72,11 +73,26 @@ def test_a_wrong_row_is_named_with_its_place(
             load([GOOD, row], tokenizer)
 
 
-def test_all_wrong_rows_are_reported_at_once(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_all_wrong_rows_are_reported_at_once_and_each_kind_of_mistake_once(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     path = tmp_path / "train.jsonl"
-    path.write_text("{'prompt': 1}\n" + "\n".join("{}" for _ in range(20)))
-    with pytest.raises(InputError, match=r"21 unusable rows(.|\n)*:1: not JSON \((.|\n)*:2: got(.|\n)*and 13 more"):
+    path.write_text("{'prompt': 1}\n" + "{}\n" * 20 + "".join(f'{{"text": {i}}}\n' for i in range(9)))
+    with pytest.raises(InputError) as caught:
         load(path, tokenizer)
+    first, *lines = str(caught.value).replace(str(path), "train.jsonl").splitlines()
+    assert first == "train.jsonl: 30 unusable rows"
+    assert lines[0].startswith("  train.jsonl:1: not JSON (")
+    assert lines[1].startswith("  train.jsonl:2 and 19 more: got the keys (none), but a row is")
+    assert lines[2:-1] == [f"  train.jsonl:{22 + i}: text: got {i}, but a text is needed" for i in range(6)]
+    assert lines[-1] == "  and other problems of 3 more"
+
+
+def test_rows_under_other_names_say_what_to_do(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(
+        InputError, match=r"data\[0\] and 3 more: got the keys q, a, but .*; say where they are: columns="
+    ):
+        load([{"q": "a", "a": "b"}] * 4, tokenizer)
 
 
 def test_messages_need_a_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
