@@ -122,6 +122,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "helium": _DECODER,
     "hubert": _SPEECH,
     "llama": _DECODER,
+    "ministral": _DECODER,
     "mistral": _DECODER,
     "mixtral": _DECODER,
     "modernbert": Layout(causal=False),

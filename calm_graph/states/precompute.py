@@ -91,6 +91,10 @@ def precompute(
     plan = make_plan(composition, registry=registry)
     checkpoints = nested_checkpoints(plan, registry)
     layer = plan.first_attached_layer if anchor and can_start_late(plan) else None
+    if anchor and layer is None:
+        say(
+            show, f"the states of anchor {plan.anchor.name!r} are not kept: its architecture is not in registry.layouts"
+        )
     key = key_of(plan, checkpoints, dtype=dtype, anchor_layer=layer)
     folder = Path(out).absolute()
     if not dry_run:

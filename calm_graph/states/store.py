@@ -246,6 +246,8 @@ def write_shard(file: Path, key: CacheKey, samples: Sequence[bytes], runs: Mappi
         save_file(tensors, scratch, metadata={"belongs_to": key.digest()})
         with scratch.open("rb+") as written:
             os.fsync(written.fileno())
+        # safetensors writes for the owner only; states are as readable as the manifest beside them.
+        scratch.chmod((file.parent / MANIFEST).stat().st_mode & 0o777)
         os.replace(scratch, file)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):

@@ -24,6 +24,7 @@ from calm_graph.states import compute as compute_module
 from calm_graph.states.key import sample_keys
 from calm_graph.states.precompute import precompute
 from calm_graph.states.store import StateStore, open_states
+from registry.layouts import LAYOUTS
 from registry.weights import load_tokenizer
 from tests.model.pico import Zoo
 from tests.states.conftest import HELD_OUT, OTHER, ROWS, SAME, composed
@@ -76,6 +77,7 @@ def test_the_estimate_is_exact_and_equal_samples_are_kept_once(zoo: Zoo, tmp_pat
     assert found.num_samples == len(ROWS) + len(HELD_OUT) == len(StateStore(tmp_path))
     assert found.num_shards == len(shards) > 2
     assert found.seconds > 0 and found.is_exact
+    assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1  # others may read all of it, or nothing
 
 
 def test_a_dry_run_writes_nothing(zoo: Zoo, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -347,3 +349,13 @@ def test_ray_actors_write_the_same_shards(zoo: Zoo, tmp_path: Path, monkeypatch:
         assert ray.is_initialized()  # a cluster that was there is left as it was
     finally:
         ray.shutdown()
+
+
+def test_an_anchor_whose_blocks_are_not_known_is_run_whole(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(LAYOUTS, "llama")
+    make(zoo, tmp_path / "states", composed(SAME), show="plain")
+    assert "the states of anchor 'anchor' are not kept: its architecture is not in" in capsys.readouterr().err
+    assert [*StateStore(tmp_path / "states").key.runs] == ["same"]
+    use(zoo, tmp_path / "states", composed(SAME))
