@@ -35,14 +35,11 @@ def read(name: str) -> dict[str, Any]:
 
 
 def test_the_autoscaler_takes_the_cluster_file() -> None:
-    from ray.autoscaler._private.util import fill_default_max_workers, fillout_defaults, validate_config
+    from ray.autoscaler._private.util import prepare_config, validate_config
 
-    config = read("cluster.yaml")
-    filled = fillout_defaults(config)
-    fill_default_max_workers(filled)
-    validate_config(filled)
-    with pytest.raises(Exception, match="worker_types"):
-        validate_config({**filled, "worker_types": {}})
+    config = prepare_config(read("cluster.yaml"))
+    validate_config(config)
+    assert config["available_node_types"]["gpu"]["max_workers"] == config["max_workers"]
 
 
 def test_the_job_on_kubernetes_runs_a_command_that_is_understood() -> None:

@@ -35,7 +35,9 @@ def run(zoo: Zoo, out: Path, space: Space, **changes: Any) -> SweepResult:
     return sweep(COMPOSITION, data=ROWS, eval_data=HELD_OUT, space=space, out=out, **arguments)
 
 
-def test_a_sweep_ranks_reports_failures_and_goes_on_where_it_ended(train_zoo: Zoo, tmp_path: Path) -> None:
+def test_a_sweep_ranks_reports_failures_and_goes_on_where_it_ended(
+    train_zoo: Zoo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # every(9) cannot be built, and a learning rate of 1e30 ends in numbers that are none.
     space = Space(placement=(every(1), every(9)), learning_rate=(1e-2, 1e30))
     result = run(train_zoo, tmp_path, space)
@@ -51,6 +53,8 @@ def test_a_sweep_ranks_reports_failures_and_goes_on_where_it_ended(train_zoo: Zo
     assert {path.name for path in tmp_path.iterdir()} == {
         *("best.json", "sweep.json", "sweep.png", "trials", "trials.jsonl"),
     }
+
+    assert capsys.readouterr() == ("", "")
 
     finished_at = (tmp_path / "trials" / good.name / "result.json").stat().st_mtime_ns
     again = run(train_zoo, tmp_path, Space(placement=(every(1), every(2)), learning_rate=(1e-2,)), resume=True)
