@@ -44,7 +44,7 @@ class Choice(Declared):
         parts += [value for value in (self.reading, self.positions and f"positions-{self.positions}") if value]
         if self.learning_rate is not None:
             parts.append(f"lr{self.learning_rate:g}")
-        return "-".join(parts).replace(":", "").replace("+", "_") or "as-declared"
+        return "-".join(parts) or "as-declared"
 
     def composed(self, composition: Composition) -> Composition:
         """Return the composition with these values in each of its augmenters (not in nested compositions)."""
@@ -145,5 +145,5 @@ def _placement(text: str) -> Placement:
 def _placement_text(placement: Placement) -> str:
     if isinstance(placement, Every):
         return f"every{placement.step}"
-    text = "at" + "+".join(map(str, placement.anchor_layers))
-    return text if placement.augmenter_layers is None else text + "of" + "+".join(map(str, placement.augmenter_layers))
+    text = "at" + "_".join(map(str, placement.anchor_layers))
+    return text if placement.augmenter_layers is None else text + "of" + "_".join(map(str, placement.augmenter_layers))

@@ -42,7 +42,7 @@ GPUS: Mapping[str, Gpu] = {
     "a100-80gb": _gpu("NVIDIA A100 80GB SXM", fp32=19.5, bf16=312, memory_gb=80, bandwidth_gb=2039),
     "h100": _gpu("NVIDIA H100 SXM", fp32=67, bf16=989, memory_gb=80, bandwidth_gb=3350),
     "h200": _gpu("NVIDIA H200 SXM", fp32=67, bf16=989, memory_gb=141, bandwidth_gb=4800),
-    "b200": _gpu("NVIDIA B200 in HGX", fp32=75, bf16=2250, memory_gb=180, bandwidth_gb=7700),
+    "b200": _gpu("NVIDIA B200 in HGX", fp32=80, bf16=2250, memory_gb=180, bandwidth_gb=8000),
     "l4": _gpu("NVIDIA L4", fp32=30.3, bf16=121, memory_gb=24, bandwidth_gb=300),
     "l40s": _gpu("NVIDIA L40S", fp32=91.6, bf16=362, memory_gb=48, bandwidth_gb=864),
     # Turing's tensor cores know fp16, not bf16.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,26 +184,32 @@ class _Desk(tune.Callback):  # type: ignore[misc]  # Ray's class has no types
 def _tune(task: _Task, choices: Sequence[Choice], desk: _Desk, *, stop_early: bool, cpus: int, gpus: float) -> None:
     scheduler = None
     if stop_early:
+        first = min(task.settings.eval_every_steps, task.settings.max_steps)
         scheduler = AsyncHyperBandScheduler(
             time_attr="step",
-            max_t=task.settings.max_steps,
-            grace_period=min(task.settings.eval_every_steps, task.settings.max_steps),
+            grace_period=first,
+            # At the last step there is nothing to save any more, and the run's folder is still being finished.
+            max_t=max(first, task.settings.max_steps - 1),
+            stop_last_trials=False,
             reduction_factor=3,
         )
     trainable = tune.with_resources(
         tune.with_parameters(_run_trial, task=task), {"cpu": cpus, **({"gpu": gpus} if gpus else {})}
     )
     notes = task.folder / _RAY_NOTES
+    logging.getLogger("ray.tune").setLevel(logging.WARNING)
     try:
-        tune.Tuner(
-            trainable,
-            param_space={
-                "trial": tune.grid_search([choice.name for choice in choices]),
-                "choices": {choice.name: choice.model_dump(mode="json") for choice in choices},
-            },
-            tune_config=tune.TuneConfig(metric="score", mode="min", scheduler=scheduler),
-            run_config=tune.RunConfig(name="sweep", storage_path=str(notes), verbose=0, callbacks=[desk]),
-        ).fit()
+        # Tune prints what it is asked to do, however little it is asked to say.
+        with redirect_stdout(io.StringIO()):
+            tune.Tuner(
+                trainable,
+                param_space={
+                    "trial": tune.grid_search([choice.name for choice in choices]),
+                    "choices": {choice.name: choice.model_dump(mode="json") for choice in choices},
+                },
+                tune_config=tune.TuneConfig(metric="score", mode="min", scheduler=scheduler),
+                run_config=tune.RunConfig(name="sweep", storage_path=str(notes), verbose=0, callbacks=[desk]),
+            ).fit()
     finally:
         shutil.rmtree(notes, ignore_errors=True)
 
