@@ -76,7 +76,7 @@ def text_rows(card: ModelCard, tokenizer: Any) -> list[list[int]]:
         OnnxError: The tokenizer gives no ids.
     """
     longest = min(_LONGEST, card.context_length or _LONGEST)
-    rows = [tokenizer(text)["input_ids"][:longest] for text in TEXTS]
+    rows = [tokenizer(text, truncation=True, max_length=longest)["input_ids"] for text in TEXTS]
     rows = [row for row in rows if row]
     if not rows:
         raise OnnxError(f"{card.name!r}: its tokenizer gives no ids, so its export cannot be compared with torch")
