@@ -128,7 +128,7 @@ def _states(
     cache: RaggedCache | None = None,
 ) -> list[States]:
     """Read rows in one batch; return each row's states [S, C] without the padding's."""
-    width = max(1, *map(len, rows)) if len(rows) > 1 else len(rows[0])
+    width = max(map(len, rows))
     pads = [[0] * (width - len(row)) for row in rows]
     left = side == "left"
     ids_BS = torch.tensor([[*pad, *row] if left else [*row, *pad] for row, pad in zip(rows, pads, strict=True)])
