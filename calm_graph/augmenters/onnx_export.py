@@ -40,7 +40,7 @@ class ExportEstimate:
 
     Args:
         size_bytes: Of its files.
-        seconds: On two cores of 2024.
+        seconds: On two idle cores.
     """
 
     size_bytes: int
@@ -61,7 +61,7 @@ def estimate_export(card: ModelCard, layers: Sequence[int], precision: Precision
     num_blocks = max(layers) + 1
     weights = embeddings + (card.num_parameters - embeddings) * num_blocks // card.num_layers
     # Tracing costs about the same for each block; conversion and comparison grow with the weights.
-    return ExportEstimate(size_bytes=weights * BITS[precision] // 8, seconds=5 + 1.5 * num_blocks + weights / 2e7)
+    return ExportEstimate(size_bytes=weights * BITS[precision] // 8, seconds=5 + 4 * num_blocks + weights / 2e7)
 
 
 def export_augmenter(

@@ -76,7 +76,7 @@ def text_rows(card: ModelCard, tokenizer: Any) -> list[list[int]]:
         OnnxError: The tokenizer gives no ids.
     """
     longest = min(_LONGEST, card.context_length or _LONGEST)
-    rows = [tokenizer(text)["input_ids"][:longest] for text in TEXTS]
+    rows = [tokenizer(text, truncation=True, max_length=longest)["input_ids"] for text in TEXTS]
     rows = [row for row in rows if row]
     if not rows:
         raise OnnxError(f"{card.name!r}: its tokenizer gives no ids, so its export cannot be compared with torch")
@@ -128,7 +128,7 @@ def _states(
     cache: RaggedCache | None = None,
 ) -> list[States]:
     """Read rows in one batch; return each row's states [S, C] without the padding's."""
-    width = max(1, *map(len, rows)) if len(rows) > 1 else len(rows[0])
+    width = max(map(len, rows))
     pads = [[0] * (width - len(row)) for row in rows]
     left = side == "left"
     ids_BS = torch.tensor([[*pad, *row] if left else [*row, *pad] for row, pad in zip(rows, pads, strict=True)])

@@ -147,7 +147,7 @@ class _Rewriter:
         found = self.weights.get(name)
         if found is None or len(found.dims) != 2 or found.data_type != onnx.TensorProto.FLOAT:
             return None
-        return np.asarray(numpy_helper.to_array(found), np.float32)
+        return numpy_helper.to_array(found)
 
     def _constant(self, name: str, array: np.ndarray | np.generic) -> str:
         if name not in self.weights:
@@ -163,9 +163,8 @@ class _Rewriter:
 
 def _scale(matrix: np.ndarray, *, axis: int) -> np.ndarray:
     """What one step of an int8 stands for, for each slice along the other axis."""
-    peak = np.abs(matrix).max(axis=axis, keepdims=True)
-    scale: np.ndarray = np.maximum(peak, 1e-30).astype(np.float32) / np.float32(127)
-    return scale
+    peak: np.ndarray = np.abs(matrix).max(axis=axis, keepdims=True)
+    return np.maximum(peak / np.float32(127), np.float32(1e-30))
 
 
 def _four_bits(matrix_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
