@@ -10,6 +10,7 @@ from calm_graph.declare.base import Declared, problems_of
 from calm_graph.errors import DeclarationError
 
 Precision = Literal["fp32", "bf16"]
+Sharding = Literal["none", "fsdp"]
 LongRows = Literal["error", "skip", "cut"]
 
 
@@ -42,6 +43,8 @@ class TrainSettings(Declared):
             kept as their files hold them, but `fp32` on a CPU widens them, which is exact and much faster.
         activation_checkpointing: Run the frozen blocks again in the backward instead of keeping what they computed: the
             same step, from less memory, in more time.
+        sharding: `fsdp` spreads each frozen model over all workers (FSDP2), for models that do not fit one device;
+            `none` gives each worker a copy.
         device: `auto` takes a GPU when there is one; otherwise any name that torch knows, such as `cuda:1`.
     """
 
@@ -65,6 +68,7 @@ class TrainSettings(Declared):
     log_every_steps: int = Field(default=10, ge=1)
     precision: Precision = "fp32"
     activation_checkpointing: bool = False
+    sharding: Sharding = "none"
     device: str = "auto"
 
     @field_validator("betas")

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError
 
 from calm_graph.augmenters.torch_backend import TorchBackend
 from calm_graph.declare.composition import Composition
 from calm_graph.declare.files import stored_cards
+from calm_graph.declare.settings import Sharding
 from calm_graph.errors import CheckpointError, InputError
 from calm_graph.model.alignment import Reader, SharedReader, TextReader
 from calm_graph.model.augmenter_graph import AugmenterGraph
@@ -36,6 +38,7 @@ def build_model(
     dtype: torch.dtype | None = None,
     attachment_dtype: torch.dtype = torch.float32,
     seed: int | None = None,
+    sharding: Sharding = "none",
 ) -> ComposedModel:
     """Load the frozen models of a composition and put fresh attachments between them.
 
@@ -45,6 +48,8 @@ def build_model(
         dtype: Of the frozen weights; None keeps what their files hold.
         attachment_dtype: Of the attachments.
         seed: Of the attachments' initialisation; None takes torch's current state.
+        sharding: `fsdp`: the processes of torch.distributed's default group share each frozen model, and every one of
+            them calls this. A process holds its part of the weights and, while a block runs, that block whole.
 
     Returns:
         A model that computes exactly what its anchor computes, until its attachments are trained.
@@ -58,10 +63,11 @@ def build_model(
     foreign = [run.name for run in plan.runs if run.runtime != "torch"]
     if foreign:
         raise InputError(f"composition: {foreign} ask for runtime 'onnx', which this version cannot run; use 'torch'")
-    anchor = load_causal_lm(plan.anchor.card, dtype=dtype)
+    num_shards = _num_shards(sharding)
+    anchor = load_causal_lm(plan.anchor.card, dtype=dtype, num_shards=num_shards)
     tokenizer = load_tokenizer(plan.anchor.card)
     runs = [run for run in plan.runs if not run.is_anchor]
-    backends = _load_backends(runs, dtype)
+    backends = _load_backends(runs, dtype, num_shards)
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
@@ -149,13 +155,28 @@ def _load_nested(graph: AugmenterGraph, checkpoint: str, folder: Path) -> None:
     copy_exactly(own, read_tensors(folder, read_description(folder)), where=str(folder))
 
 
-def _load_backends(runs: list[PlannedRun], dtype: torch.dtype | None) -> dict[str, TorchBackend]:
+def _num_shards(sharding: Sharding) -> int:
+    if sharding == "none":
+        return 1
+    if not (dist.is_available() and dist.is_initialized()):
+        raise InputError(
+            "sharding: got 'fsdp', but this process is not one of several; start it with torchrun or Ray Train, call "
+            "torch.distributed.init_process_group() first, or leave sharding at 'none'"
+        )
+    return dist.get_world_size()
+
+
+def _load_backends(runs: list[PlannedRun], dtype: torch.dtype | None, num_shards: int) -> dict[str, TorchBackend]:
     """Load each model once, as deep as its deepest run."""
     deepest: dict[ModelCard, int] = {}
     for run in runs:
         deepest[run.card] = max(run.num_blocks, deepest.get(run.card, 0))
     loaded = {
-        card: TorchBackend(load_body(card, num_blocks, dtype=dtype), name=card.name, context_length=card.context_length)
+        card: TorchBackend(
+            load_body(card, num_blocks, dtype=dtype, num_shards=num_shards),
+            name=card.name,
+            context_length=card.context_length,
+        )
         for card, num_blocks in deepest.items()
     }
     return {run.name: loaded[run.card] for run in runs}
