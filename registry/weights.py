@@ -18,7 +18,7 @@ from registry.sources import local_path, mirror_folder, read_safetensors_header
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed.configuration_utils import DistributedConfig
 
 _DOWNLOAD = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
 _UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
@@ -224,7 +224,7 @@ def _load(
 def _shards_of_blocks(factory: Any, config: PreTrainedConfig, num_shards: int) -> DistributedConfig:
     """Shard each block by itself, so that no process ever holds more than one block whole; the rest as one."""
     import torch
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed.configuration_utils import DistributedConfig
 
     with torch.device("meta"):
         skeleton = factory.from_config(config)

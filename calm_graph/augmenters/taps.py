@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,10 +64,11 @@ def make_recomputable(blocks: nn.ModuleList) -> None:
     Args:
         blocks: The model's blocks.
     """
+    kinds = {type(block) for block in blocks}
+    # A module around a block would change names, and another `forward` on it would break copies; another class does not.
+    recomputable = {kind: kind if hasattr(kind, "_recomputable") else _recomputable(kind) for kind in kinds}
     for block in blocks:
-        # Of a class of its own: a module around it would change names, and another `forward` on it would break copies.
-        if not hasattr(type(block), "_recomputable"):
-            block.__class__ = _recomputable(type(block))
+        block.__class__ = recomputable[type(block)]
 
 
 @contextmanager
@@ -100,7 +101,6 @@ def during(call: BlockCall) -> Iterator[BlockCall]:
         _CALL.reset(token)
 
 
-@cache
 def _recomputable(kind: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         run = partial(kind.forward, self)

@@ -45,6 +45,8 @@ class TrainSettings(Declared):
             same step, from less memory, in more time.
         sharding: `fsdp` spreads each frozen model over all workers (FSDP2), for models that do not fit one device;
             `none` gives each worker a copy.
+        placement: Name of a model -> its device, for models on several GPUs: `{"anchor-name": "cuda:0", ...}`. Models
+            that are not named go with the anchor. Takes the place of `device`.
         device: `auto` takes a GPU when there is one; otherwise any name that torch knows, such as `cuda:1`.
     """
 
@@ -69,6 +71,7 @@ class TrainSettings(Declared):
     precision: Precision = "fp32"
     activation_checkpointing: bool = False
     sharding: Sharding = "none"
+    placement: dict[str, str] = Field(default_factory=dict)
     device: str = "auto"
 
     @field_validator("betas")

@@ -21,6 +21,7 @@ from calm_graph.model.augmenter_graph import AugmenterGraph
 from calm_graph.model.checkpoint import copy_exactly, read_description, read_tensors
 from calm_graph.model.composed import ComposedModel
 from calm_graph.model.config import CalmGraphConfig
+from calm_graph.model.placement import devices
 from calm_graph.model.text_tokenizer import TextTokenizer
 from calm_graph.model.token_bytes import TokenBytes
 from calm_graph.plan.graph import make_plan
@@ -39,6 +40,7 @@ def build_model(
     attachment_dtype: torch.dtype = torch.float32,
     seed: int | None = None,
     sharding: Sharding = "none",
+    placement: Mapping[str, str] | None = None,
 ) -> ComposedModel:
     """Load the frozen models of a composition and put fresh attachments between them.
 
@@ -50,6 +52,9 @@ def build_model(
         seed: Of the attachments' initialisation; None takes torch's current state.
         sharding: `fsdp`: the processes of torch.distributed's default group share each frozen model, and every one of
             them calls this. A process holds its part of the weights and, while a block runs, that block whole.
+        placement: Name of a model -> its device, such as `cuda:1`; without a name in it, a model goes with the anchor.
+            Attachments go with the model they write into, and only the states they read cross over. None leaves all
+            where they were loaded.
 
     Returns:
         A model that computes exactly what its anchor computes, until its attachments are trained.
@@ -57,13 +62,16 @@ def build_model(
     Raises:
         DeclarationError: The composition has mistakes; all are listed.
         RegistryError: A model cannot be found or is not what its card says.
-        InputError: A tokenizer cannot be used, or a runtime is not available.
+        InputError: A tokenizer cannot be used, or a runtime, sharding or a placement is not possible here.
     """
     plan = composition if isinstance(composition, Plan) else make_plan(composition, registry=registry)
     foreign = [run.name for run in plan.runs if run.runtime != "torch"]
     if foreign:
         raise InputError(f"composition: {foreign} ask for runtime 'onnx', which this version cannot run; use 'torch'")
     num_shards = _num_shards(sharding)
+    if num_shards > 1 and placement:
+        raise InputError("placement: got one together with sharding='fsdp', which spreads every model; leave one out")
+    where = devices(plan, placement) if placement else {}  # before anything is loaded
     anchor = load_causal_lm(plan.anchor.card, dtype=dtype, num_shards=num_shards)
     tokenizer = load_tokenizer(plan.anchor.card)
     runs = [run for run in plan.runs if not run.is_anchor]
@@ -73,6 +81,9 @@ def build_model(
             torch.manual_seed(seed)
         graph = AugmenterGraph(plan, backends=backends, readers=_readers(runs, plan.anchor.card, tokenizer))
     graph.attachments.to(attachment_dtype)
+    if where:
+        anchor.to(where[plan.anchor.name])  # type: ignore[arg-type]
+        graph.place(where)
     checkpoints = _nested_checkpoints(plan, default_registry if registry is None else registry)
     for name, card in checkpoints.items():
         _load_nested(graph, name, find_files(card))
