@@ -62,13 +62,21 @@ def fit(
     if isinstance(model, Composition):
         # Most CPUs have no bf16 arithmetic: with SmolLM2-135M on one, a forward took 5 and a backward 26 times as long.
         dtype = torch.float32 if device.type == "cpu" and settings.precision == "fp32" else None
-        model = build_model(model, registry=registry, dtype=dtype, seed=settings.seed)
+        model = build_model(
+            model,
+            registry=registry,
+            dtype=dtype,
+            seed=settings.seed,
+            sharding=settings.sharding,
+            placement=settings.placement,
+        )
     limit = _max_length(model, settings)
     dataset = load_dataset(data, model.tokenizer, max_length=limit, long_rows=settings.long_rows)
     held_out: Dataset | None = None
     if eval_data is not None:
         held_out = load_dataset(eval_data, model.tokenizer, max_length=limit, long_rows=settings.long_rows)
-    model.to(device)  # type: ignore[arg-type]
+    if not settings.placement:
+        model.to(device)  # type: ignore[arg-type]
     if settings.activation_checkpointing:
         model.activation_checkpointing_enable()
     torch.manual_seed(settings.seed)
