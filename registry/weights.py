@@ -18,6 +18,7 @@ from registry.sources import local_path, mirror_folder, read_safetensors_header
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.distributed.configuration_utils import DistributedConfig
 
 _DOWNLOAD = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
 _UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
@@ -92,12 +93,13 @@ def load_tokenizer(card: ModelCard) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_causal_lm(card: ModelCard, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load_causal_lm(card: ModelCard, *, dtype: torch.dtype | None = None, num_shards: int = 1) -> PreTrainedModel:
     """Load a whole causal language model, frozen and in eval mode.
 
     Args:
         card: a causal text model; of a multimodal wrapper only the text model is loaded.
         dtype: of the floating-point weights; by default what the files hold.
+        num_shards: how many processes hold a part of each weight (FSDP2). Each must call this, and reads its part only.
 
     Raises:
         FactMismatchError: the card's facts differ from the config.
@@ -110,16 +112,19 @@ def load_causal_lm(card: ModelCard, *, dtype: torch.dtype | None = None) -> PreT
     config = _load_config(card, path)
     if layouts.is_causal(config.to_dict()) is False:
         raise WeightsError(f"card {card.name!r}: {config.model_type} is an encoder, not a causal language model")
-    return _load(AutoModelForCausalLM, card, path, config, dtype, headless=False)
+    return _load(AutoModelForCausalLM, card, path, config, dtype, headless=False, num_shards=num_shards)
 
 
-def load_body(card: ModelCard, num_layers: int | None = None, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load_body(
+    card: ModelCard, num_layers: int | None = None, *, dtype: torch.dtype | None = None, num_shards: int = 1
+) -> PreTrainedModel:
     """Load the base model of a card cut after its first blocks, frozen and in eval mode; the rest is never read.
 
     Args:
         card: a model of any kind: decoder, text encoder, image or feature encoder.
         num_layers: how many blocks to keep, 1 to all of them; by default all.
         dtype: of the floating-point weights; by default what the files hold.
+        num_shards: how many processes hold a part of each weight (FSDP2). Each must call this, and reads its part only.
 
     Returns:
         A base model (no head); `layouts.blocks` of it has `num_layers` blocks. Its final norm, if any, is kept.
@@ -138,7 +143,7 @@ def load_body(card: ModelCard, num_layers: int | None = None, *, dtype: torch.dt
             config = layouts.truncated(config, num_layers)
         except ValueError as error:
             raise WeightsError(f"card {card.name!r}: {error}") from error
-    return _load(AutoModel, card, path, config, dtype, headless=True)
+    return _load(AutoModel, card, path, config, dtype, headless=True, num_shards=num_shards)
 
 
 def check_facts(card: ModelCard, config: Mapping[str, Any]) -> None:
@@ -184,6 +189,7 @@ def _load(
     dtype: torch.dtype | None,
     *,
     headless: bool,
+    num_shards: int,
 ) -> PreTrainedModel:
     if card.fingerprint is not None and (found := fingerprint(path)) != card.fingerprint:
         raise FingerprintError(
@@ -197,6 +203,10 @@ def _load(
         arguments["key_mapping"] = dict(layout.key_mapping)
     if path.is_dir():
         arguments["use_safetensors"] = True
+    if num_shards > 1:
+        if not path.is_dir():
+            raise WeightsError(f"card {card.name!r}: {path} is read whole, not by shards; save it as safetensors")
+        arguments["distributed_config"] = _shards_of_blocks(factory, config, num_shards)
     with _quiet():
         try:
             model, report = factory.from_pretrained(
@@ -216,8 +226,24 @@ def _load(
         raise WeightsError(f"card {card.name!r}: {path} lacks {len(missing)} tensors of {config.model_type}: {shown}")
     if path.is_file():
         _forget_quantization(model)
+    if num_shards > 1:
+        del model.config.distributed_config  # how this run holds the model is no part of what the model is
+        if headless:
+            model.set_reshard_after_forward(True)  # else what is no block waits, whole, for a backward that never comes
     frozen: PreTrainedModel = model.requires_grad_(False).eval()
     return frozen
+
+
+def _shards_of_blocks(factory: Any, config: PreTrainedConfig, num_shards: int) -> DistributedConfig:
+    """Shard each block by itself, so that no process ever holds more than one block whole; the rest as one."""
+    import torch
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    with torch.device("meta"):
+        skeleton = factory.from_config(config)
+    blocks = layouts.blocks(skeleton)
+    (path,) = (name for name, module in skeleton.named_modules() if module is blocks)
+    return DistributedConfig(fsdp_size=num_shards, fsdp_plan={f"{path}.*": "free_full_weight"})
 
 
 def _forget_quantization(model: Any) -> None:

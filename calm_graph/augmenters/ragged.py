@@ -126,7 +126,7 @@ class RaggedCache(DynamicCache):
         if self.real_BL is None or self.known_at_BL is None:
             return
         self.real_BL, self.known_at_BL = self.real_BL[rows_B], self.known_at_BL[rows_B]
-        self._map(lambda states: states[rows_B])
+        self._map(lambda states: states[rows_B.to(states.device)])
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         for layer in self.layers:
@@ -136,4 +136,4 @@ class RaggedCache(DynamicCache):
 
 def _gathered(states_BNLH: torch.Tensor, order_BL: torch.Tensor) -> torch.Tensor:
     index = order_BL[:, None, :, None].expand(-1, states_BNLH.shape[1], -1, states_BNLH.shape[3])
-    return states_BNLH.gather(2, index)
+    return states_BNLH.gather(2, index.to(states_BNLH.device))

@@ -10,6 +10,7 @@ from calm_graph.declare.base import Declared, problems_of
 from calm_graph.errors import DeclarationError
 
 Precision = Literal["fp32", "bf16"]
+Sharding = Literal["none", "fsdp"]
 LongRows = Literal["error", "skip", "cut"]
 
 
@@ -45,6 +46,10 @@ class TrainSettings(Declared):
             kept as their files hold them, but `fp32` on a CPU widens them, which is exact and much faster.
         activation_checkpointing: Run the frozen blocks again in the backward instead of keeping what they computed: the
             same step, from less memory, in more time.
+        sharding: `fsdp` spreads each frozen model over all workers (FSDP2), for models that do not fit one device;
+            `none` gives each worker a copy.
+        placement: Name of a model -> its device, for models on several GPUs: `{"anchor-name": "cuda:0", ...}`. Models
+            that are not named go with the anchor. Takes the place of `device`.
         device: `auto` takes a GPU when there is one; otherwise any name that torch knows, such as `cuda:1`. Ray workers
             take the device that Ray gives them.
         num_workers: Processes that share each batch, started by Ray; 0 trains in this process. The step is the same
@@ -78,6 +83,8 @@ class TrainSettings(Declared):
     log_every_steps: int = Field(default=10, ge=1)
     precision: Precision = "fp32"
     activation_checkpointing: bool = False
+    sharding: Sharding = "none"
+    placement: dict[str, str] = Field(default_factory=dict)
     device: str = "auto"
     num_workers: int | tuple[int, int] = 0
     use_gpu: bool = False

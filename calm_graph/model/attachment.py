@@ -73,13 +73,13 @@ class Attachment(nn.Module):
         """Keys and values of augmenter states, which a cache may keep for the rest of a request.
 
         Args:
-            source_BSC: float, states of the source layer.
+            source_BSC: float, states of the source layer; they may come from another device.
             index_BS: int64, aligned text index (used by `rotary` only).
 
         Returns:
             keys and values, float [B, N, S, H].
         """
-        context_BSD = self.project(self.source_norm(source_BSC.to(self.project.weight.dtype)))
+        context_BSD = self.project(self.source_norm(source_BSC.to(self.project.weight)))
         keys, values = self._heads(self.key(context_BSD)), self._heads(self.value(context_BSD))
         return self._rotated(keys, index_BS), values
 
@@ -136,7 +136,7 @@ class Attachment(nn.Module):
             return x_BNSH
         half = self.head_dim // 2
         frequency_F = ROTARY_BASE ** (-torch.arange(half, device=x_BNSH.device, dtype=torch.float32) / half)
-        angle = index_BS[:, None, :, None].float() * frequency_F
+        angle = index_BS[:, None, :, None].to(frequency_F) * frequency_F
         cos, sin = angle.cos().to(x_BNSH.dtype), angle.sin().to(x_BNSH.dtype)
         left, right = x_BNSH[..., :half], x_BNSH[..., half : 2 * half]
         return torch.cat([left * cos - right * sin, right * cos + left * sin, x_BNSH[..., 2 * half :]], dim=-1)

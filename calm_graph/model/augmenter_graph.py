@@ -86,6 +86,18 @@ class AugmenterGraph(nn.Module):
             stored=stored,
         )
 
+    def place(self, devices: Mapping[str, torch.device]) -> None:
+        """Move augmenters, and attachments to the model that they write into.
+
+        Args:
+            devices: Run name -> device.
+        """
+        for run in self.runs if self.backends else ():
+            self.backend(run.name).to(devices[run.name])
+        for edge in self.plan.edges:
+            for planned in edge.attachments:
+                self.attachments[planned.key].to(devices[edge.target])
+
     @contextmanager
     def scaled(self, scales: Mapping[str, Scale]) -> Iterator[None]:
         """Scale augmenters inside the `with`, in this thread only.
@@ -176,7 +188,9 @@ class AugmenterGraph(nn.Module):
             scale = self._scale(edge)
             if context is None or is_off(scale):
                 continue
-            visible_BTS = context.threshold_BS[:, None, :] <= clock_BT[:, :, None]
+            # Once an edge, to where its attachments are: all that counts tokens is elsewhere if the models are.
+            device = next(self.attachments[edge.attachments[0].key].parameters()).device
+            visible_BTS = context.threshold_BS.to(device)[:, None, :] <= clock_BT.to(device)[:, :, None]
             for planned in edge.attachments:
                 by_layer[planned.anchor_layer].append(
                     _attending(
@@ -184,8 +198,8 @@ class AugmenterGraph(nn.Module):
                         self.attachments[planned.key],
                         *context.layers[planned.key],
                         visible_BTS=visible_BTS,
-                        index_BT=index_BT,
-                        source_index_BS=context.index_BS,
+                        index_BT=index_BT.to(device),
+                        source_index_BS=context.index_BS.to(device),
                         scale=scale,
                     )
                 )

@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError
 
 from calm_graph.augmenters.base import Backend
 from calm_graph.augmenters.torch_backend import TorchBackend
 from calm_graph.declare.composition import Composition
 from calm_graph.declare.files import stored_cards
-from calm_graph.errors import CheckpointError
+from calm_graph.declare.settings import Sharding
+from calm_graph.errors import CheckpointError, InputError
 from calm_graph.model.alignment import Reader, SharedReader, TextReader
 from calm_graph.model.augmenter_graph import AugmenterGraph
 from calm_graph.model.checkpoint import copy_exactly, read_description, read_tensors
 from calm_graph.model.composed import ComposedModel
 from calm_graph.model.config import CalmGraphConfig
+from calm_graph.model.placement import devices
 from calm_graph.model.text_tokenizer import TextTokenizer
 from calm_graph.model.token_bytes import TokenBytes
 from calm_graph.plan.checks import at_runtime
@@ -47,6 +50,8 @@ def build_model(
     seed: int | None = None,
     load_augmenters: bool = True,
     onnx: OnnxSettings | None = None,
+    sharding: Sharding = "none",
+    placement: Mapping[str, str] | None = None,
 ) -> ComposedModel:
     """Load the frozen models of a composition and put fresh attachments between them.
 
@@ -58,6 +63,11 @@ def build_model(
         seed: Of the attachments' initialisation; None takes torch's current state.
         load_augmenters: Whether the augmenters' weights are read; without them each call needs `stored_states`.
         onnx: Threads and providers of augmenters that run in ONNX Runtime; None: the CPU, as many threads as torch.
+        sharding: `fsdp`: the processes of torch.distributed's default group share each frozen model, and every one of
+            them calls this. A process holds its part of the weights and, while a block runs, that block whole.
+        placement: Name of a model -> its device, such as `cuda:1`; without a name in it, a model goes with the anchor.
+            Attachments go with the model they write into, and only the states they read cross over. None leaves all
+            where they were loaded.
 
     Returns:
         A model that computes exactly what its anchor computes, until its attachments are trained.
@@ -65,11 +75,15 @@ def build_model(
     Raises:
         DeclarationError: The composition has mistakes; all are listed.
         RegistryError: A model cannot be found or is not what its card says.
-        InputError: A tokenizer cannot be used.
+        InputError: A tokenizer cannot be used, or sharding or a placement is not possible here.
         OnnxError: An ONNX export is damaged, or its provider is not there.
     """
     plan = composition if isinstance(composition, Plan) else make_plan(composition, registry=registry)
-    anchor = load_causal_lm(plan.anchor.card, dtype=dtype)
+    num_shards = _num_shards(sharding)
+    if num_shards > 1 and placement:
+        raise InputError("placement: got one together with sharding='fsdp', which spreads every model; leave one out")
+    where = devices(plan, placement) if placement else {}  # before anything is loaded
+    anchor = load_causal_lm(plan.anchor.card, dtype=dtype, num_shards=num_shards)
     tokenizer = load_tokenizer(plan.anchor.card)
     checkpoints = nested_checkpoints(plan, default_registry if registry is None else registry)
     graph = build_graph(
@@ -81,7 +95,11 @@ def build_model(
         seed=seed,
         load_augmenters=load_augmenters,
         onnx=onnx,
+        num_shards=num_shards,
     )
+    if where:
+        anchor.to(where[plan.anchor.name])  # type: ignore[arg-type]
+        graph.place(where)
     config = CalmGraphConfig(
         # Where the anchor lies on this machine is nobody's business elsewhere.
         anchor_config={key: value for key, value in anchor.config.to_dict().items() if key != "_name_or_path"},
@@ -101,6 +119,7 @@ def build_graph(
     seed: int | None = None,
     load_augmenters: bool = True,
     onnx: OnnxSettings | None = None,
+    num_shards: int = 1,
 ) -> AugmenterGraph:
     """Load the augmenters of a plan and put the attachments between them, fresh or from nested checkpoints.
 
@@ -113,12 +132,13 @@ def build_graph(
         seed: As in `build_model`.
         load_augmenters: As in `build_model`.
         onnx: As in `build_model`.
+        num_shards: How many processes share each frozen model.
 
     Returns:
         Everything of the composed model but its anchor.
     """
     augmenters = [run for run in plan.runs if not run.is_anchor]
-    backends = _load_backends(augmenters, dtype, onnx) if load_augmenters else {}
+    backends = _load_backends(augmenters, dtype, onnx, num_shards) if load_augmenters else {}
     # Loading draws random numbers, too: seeded after it, attachments are the same with and without augmenters.
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
@@ -149,6 +169,7 @@ def build_from_description(
         attachment_dtype: As in `build_model`.
         exports: Folders of ONNX exports, to run in place of the augmenters they were made from.
         onnx: As in `build_model`.
+        num_shards: How many processes share each frozen model.
         where: The checkpoint, for errors.
 
     Returns:
@@ -253,19 +274,32 @@ def _load_nested(graph: AugmenterGraph, checkpoint: str, folder: Path) -> None:
     copy_exactly(own, read_tensors(folder, read_description(folder)), where=str(folder))
 
 
-def _load_backends(runs: list[PlannedRun], dtype: torch.dtype | None, onnx: OnnxSettings | None) -> dict[str, Backend]:
+def _num_shards(sharding: Sharding) -> int:
+    if sharding == "none":
+        return 1
+    if not (dist.is_available() and dist.is_initialized()):
+        raise InputError(
+            "sharding: got 'fsdp', but this process is not one of several; start it with torchrun or Ray Train, call "
+            "torch.distributed.init_process_group() first, or leave sharding at 'none'"
+        )
+    return dist.get_world_size()
+
+
+def _load_backends(
+    runs: list[PlannedRun], dtype: torch.dtype | None, onnx: OnnxSettings | None, num_shards: int
+) -> dict[str, Backend]:
     """Load each model once, as deep as its deepest run."""
     deepest: dict[tuple[str, str], PlannedRun] = {}
     for run in sorted(runs, key=lambda each: each.num_blocks):
         deepest[run.card.name, run.runtime] = run
-    loaded = {model: _load_backend(run, dtype, onnx) for model, run in deepest.items()}
+    loaded = {model: _load_backend(run, dtype, onnx, num_shards) for model, run in deepest.items()}
     return {run.name: loaded[run.card.name, run.runtime] for run in runs}
 
 
-def _load_backend(run: PlannedRun, dtype: torch.dtype | None, onnx: OnnxSettings | None) -> Backend:
+def _load_backend(run: PlannedRun, dtype: torch.dtype | None, onnx: OnnxSettings | None, num_shards: int) -> Backend:
     named: dict[str, Any] = {"name": run.card.name, "context_length": run.card.context_length}
     if run.runtime == "torch":
-        return TorchBackend(load_body(run.card, run.num_blocks, dtype=dtype), **named)
+        return TorchBackend(load_body(run.card, run.num_blocks, dtype=dtype, num_shards=num_shards), **named)
     from calm_graph.augmenters.onnx_backend import OnnxBackend
     from calm_graph.augmenters.onnx_session import OnnxSession, OnnxSettings
 

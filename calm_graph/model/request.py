@@ -46,10 +46,10 @@ class EdgeContext:
     def select(self, rows_B: torch.Tensor) -> EdgeContext:
         """Row i becomes the old row `rows_B[i]`."""
         return EdgeContext(
-            threshold_BS=self.threshold_BS[rows_B],
-            known_at_BS=self.known_at_BS[rows_B],
-            index_BS=self.index_BS[rows_B],
-            layers={key: (keys[rows_B], values[rows_B]) for key, (keys, values) in self.layers.items()},
+            threshold_BS=_rows(self.threshold_BS, rows_B),
+            known_at_BS=_rows(self.known_at_BS, rows_B),
+            index_BS=_rows(self.index_BS, rows_B),
+            layers={key: (_rows(keys, rows_B), _rows(values, rows_B)) for key, (keys, values) in self.layers.items()},
         )
 
 
@@ -113,5 +113,10 @@ class Request:
         for cache in self.caches.values():
             cache.crop_after(last_B)
         for context in self.contexts.values():
-            context.threshold_BS = context.threshold_BS.masked_fill(context.known_at_BS > last_B[:, None], NEVER)
+            unknown_BS = context.known_at_BS > last_B.to(context.known_at_BS.device)[:, None]
+            context.threshold_BS = context.threshold_BS.masked_fill(unknown_BS, NEVER)
         self.waiting = {run: tokens.known_by(last_B) for run, tokens in self.waiting.items()}
+
+
+def _rows(tensor: torch.Tensor, rows_B: torch.Tensor) -> torch.Tensor:
+    return tensor[rows_B.to(tensor.device)]

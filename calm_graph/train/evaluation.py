@@ -58,9 +58,11 @@ def evaluate(
     try:
         total = 0.0
         batches = split(order, dataset.lengths, batch_size=batch_size, tokens_per_batch=tokens_per_batch)
-        for indices in batches[workers.rank :: workers.count]:
-            batch = dataset.batch(indices.tolist())
-            total += run(model, batch, device=workers.device, precision=precision, num_items_in_batch=1).item()
+        for first in range(workers.rank, len(batches) + workers.rank, workers.count):
+            # Workers that share out a frozen model must call it equally often, so some run one more than there is.
+            batch = dataset.batch(batches[min(first, len(batches) - 1)].tolist())
+            loss = run(model, batch, device=workers.device, precision=precision, num_items_in_batch=1).item()
+            total += loss if first < len(batches) else 0.0
     finally:
         model.train(was_training)
     total = sum(values[0] for values in workers.gather([total]))

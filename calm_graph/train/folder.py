@@ -20,6 +20,8 @@ _MAY_CHANGE = frozenset(
         "max_steps",
         "gradient_accumulation_steps",
         "activation_checkpointing",
+        "sharding",
+        "placement",
         "patience",
         "keep_checkpoints",
         "checkpoint_every_steps",

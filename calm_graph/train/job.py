@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -55,6 +55,8 @@ class Job:
             dtype=dtype,
             seed=self.settings.seed,
             load_augmenters=self.load_augmenters,
+            sharding=self.settings.sharding,
+            placement=self.settings.placement,
         )
         if self.start is not None:
             put_tensors(model, self.start, where="the model given")
@@ -85,7 +87,10 @@ class Job:
         self.folder.fetch()
         if workers.is_first:
             self.folder.remove_leftovers()
-        model.to(workers.device)  # type: ignore[arg-type]
+        if self.settings.placement:
+            workers = replace(workers, device=next(model.anchor.parameters()).device)
+        else:
+            model.to(workers.device)  # type: ignore[arg-type]
         if self.settings.activation_checkpointing:
             model.activation_checkpointing_enable()
         torch.manual_seed(self.settings.seed)

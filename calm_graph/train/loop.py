@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -150,7 +151,7 @@ class Loop:
         indices = order.batch(step)
         # The others wait for this worker's gradients, so it runs something even when there is nothing for it.
         own = share(indices, workers.rank, workers.count)
-        pieces = cut(own or indices[:1], settings.gradient_accumulation_steps)
+        pieces = cut(own or indices[:1], self._num_pieces(indices))
         num_supervised = self.dataset.num_supervised(indices) / workers.count
         began = time.perf_counter()
         learning_rate = learning_rate_at(step, settings)
@@ -192,10 +193,14 @@ class Loop:
         self._log.write(record)
         self.reporter.step(self._state.step, record)
 
+    def _num_pieces(self, indices: Sequence[int]) -> int:
+        """As many for every worker: those that share out a frozen model must call it equally often."""
+        return max(1, min(self.settings.gradient_accumulation_steps, len(indices) // self.workers.count))
+
     def _not_finite(self, error: NonFiniteError, indices: Sequence[int]) -> DivergedError:
         culprits = indices
         if error.pieces:
-            num_pieces = self.settings.gradient_accumulation_steps
+            num_pieces = self._num_pieces(indices)
             cuts = {rank: cut(share(indices, rank, self.workers.count), num_pieces) for rank, _ in error.pieces}
             culprits = [index for rank, piece in error.pieces for index in cuts[rank][piece]]
         rows = [self.dataset.where(index) for index in culprits]
@@ -270,9 +275,10 @@ class Loop:
 
 
 def cut(indices: Sequence[int], num_pieces: int) -> list[list[int]]:
-    """Cut a batch into at most `num_pieces` pieces of nearly equal size."""
-    size = -(-len(indices) // num_pieces)
-    return [list(indices[first : first + size]) for first in range(0, len(indices), size)]
+    """Cut a batch into `num_pieces` pieces of nearly equal size, or into single samples if it has fewer."""
+    count = min(num_pieces, len(indices))
+    ends = [len(indices) * piece // count for piece in range(count + 1)]
+    return [list(indices[first:end]) for first, end in itertools.pairwise(ends)]
 
 
 def _after(state: TrainState, result: Evaluation, *, best: bool) -> TrainState:
