@@ -96,12 +96,12 @@ class _Rewriter:
 
     def gather_int8(self, node: onnx.NodeProto, table_VC: np.ndarray) -> None:
         scale_V = _scale(table_VC, axis=1)
-        table = self._constant(f"{node.input[0]}.int8", np.rint(table_VC / scale_V).astype(np.int8))
-        scales = self._constant(f"{node.input[0]}.scale", scale_V)
+        table = self._constant(f"{node.input[0]}.table.int8", np.rint(table_VC / scale_V).astype(np.int8))
+        scales = self._constant(f"{node.input[0]}.table.scale", scale_V)
         out = node.output[0]
-        rows = self._add("Gather", [table, node.input[1]], f"{out}.int8", axis=0)
-        scale = self._add("Gather", [scales, node.input[1]], f"{out}.scale", axis=0)
-        wide = self._add("Cast", [rows], f"{out}.wide", to=onnx.TensorProto.FLOAT)
+        rows = self._add("Gather", [table, node.input[1]], f"{out}.looked_up.int8", axis=0)
+        scale = self._add("Gather", [scales, node.input[1]], f"{out}.looked_up.scale", axis=0)
+        wide = self._add("Cast", [rows], f"{out}.looked_up.wide", to=onnx.TensorProto.FLOAT)
         self._add("Mul", [wide, scale], out)
 
     def matmul_int4(self, node: onnx.NodeProto, weight_KN: np.ndarray) -> None:
@@ -119,8 +119,8 @@ class _Rewriter:
             self.gather_int8(node, table_VC)
             return
         packed_VKB, scale_VK = _four_bits(table_VC)
-        table = self._constant(f"{node.input[0]}.int4", packed_VKB.reshape(len(table_VC), -1))
-        scale = self._constant(f"{node.input[0]}.scale", scale_VK)
+        table = self._constant(f"{node.input[0]}.table.int4", packed_VKB.reshape(len(table_VC), -1))
+        scale = self._constant(f"{node.input[0]}.table.scale", scale_VK)
         options = {"bits": 4, "block_size": _BLOCK, "gather_axis": 0, "quantize_axis": 1}
         self._add("GatherBlockQuantized", [table, node.input[1], scale], node.output[0], domain=_CONTRIB, **options)
 
@@ -128,18 +128,18 @@ class _Rewriter:
         """Eight bits for activations, as a matrix with a scale for each row; and the shape of what they were."""
         if name not in self._rows:
             flat_shape = self._constant(f"rows.{width}", np.array([-1, width]))
-            flat = self._add("Reshape", [name, flat_shape], f"{name}.flat")
-            size = self._add("Abs", [flat], f"{name}.abs")
+            flat = self._add("Reshape", [name, flat_shape], f"{name}.activation.flat")
+            size = self._add("Abs", [flat], f"{name}.activation.abs")
             last = self._constant("last_axis", np.array([1]))
-            peak = self._add("ReduceMax", [size, last], f"{name}.peak", keepdims=1)
-            least = self._add("Max", [peak, self._constant("least", np.float32(1e-30))], f"{name}.least")
-            scale = self._add("Mul", [least, self._constant("step", np.float32(1 / 127))], f"{name}.scale")
-            scales = self._add("Squeeze", [scale, last], f"{name}.scales")
-            count = self._add("Shape", [scales], f"{name}.count")
+            peak = self._add("ReduceMax", [size, last], f"{name}.activation.peak", keepdims=1)
+            least = self._add("Max", [peak, self._constant("least", np.float32(1e-30))], f"{name}.activation.least")
+            scale = self._add("Mul", [least, self._constant("step", np.float32(1 / 127))], f"{name}.activation.scale")
+            scales = self._add("Squeeze", [scale, last], f"{name}.activation.scales")
+            count = self._add("Shape", [scales], f"{name}.activation.count")
             middle = numpy_helper.from_array(np.array([128], np.uint8))
-            zeros = self._add("ConstantOfShape", [count], f"{name}.zeros", value=middle)
-            rows = self._add("QuantizeLinear", [flat, scales, zeros], f"{name}.rows", axis=0)
-            shape = self._add("Shape", [name], f"{name}.lead", start=0, end=-1)
+            zeros = self._add("ConstantOfShape", [count], f"{name}.activation.zeros", value=middle)
+            rows = self._add("QuantizeLinear", [flat, scales, zeros], f"{name}.activation.rows", axis=0)
+            shape = self._add("Shape", [name], f"{name}.activation.lead", start=0, end=-1)
             self._rows[name] = (rows, scale, shape)
         return self._rows[name]
 

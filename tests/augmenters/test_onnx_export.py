@@ -152,7 +152,7 @@ class _Small(nn.Module):
 @pytest.mark.parametrize("precision, relative", [("fp16", 1e-3), ("int8", 0.02), ("int4", 0.2)])
 def test_rewritten_matrices_multiply_nearly_the_same(tmp_path: Path, precision: str, relative: float) -> None:
     torch.manual_seed(0)
-    model, ids = _Small(), torch.randint(0, 50, (3, 7))
+    model, ids = _Small().eval(), torch.randint(0, 50, (3, 7))
     program = torch.onnx.export(model, (ids,), dynamo=True, opset_version=20, output_names=["out"], verbose=False)
     assert program is not None
     proto = program.model_proto
