@@ -65,7 +65,7 @@ def make_recomputable(blocks: nn.ModuleList) -> None:
         blocks: The model's blocks.
     """
     kinds = {type(block) for block in blocks}
-    # A module around a block would change names, and another `forward` on it would break copies; another class does not.
+    # A module around a block would change names, and another `forward` on it would break copies. A class does neither.
     recomputable = {kind: kind if hasattr(kind, "_recomputable") else _recomputable(kind) for kind in kinds}
     for block in blocks:
         block.__class__ = recomputable[type(block)]
