@@ -215,13 +215,14 @@ class Loop:
         if self.eval_dataset is None:
             return
         settings, state = self.settings, self._state
-        size = -(-settings.batch_size // settings.gradient_accumulation_steps)
+        # As much at once as a training step: each worker's share, in its pieces.
+        num_parts = settings.gradient_accumulation_steps * self.workers.count
         budget = settings.tokens_per_batch
         result = evaluate(
             self.model,
             self.eval_dataset,
-            batch_size=size,
-            tokens_per_batch=budget and -(-budget // settings.gradient_accumulation_steps),
+            batch_size=-(-settings.batch_size // num_parts),
+            tokens_per_batch=budget and -(-budget // num_parts),
             precision=settings.precision,
             workers=self.workers,
         )

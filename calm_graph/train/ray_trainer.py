@@ -40,7 +40,7 @@ _FORWARDED = ("CALM_GRAPH_MODELS",)
 
 
 def run(job: Job, *, reporter: Reporter, stop: StopRequest) -> TrainResult:
-    """Train a job on Ray workers; a cluster of this machine is started if there is none.
+    """Train a job on Ray workers: of the cluster that this process or RAY_ADDRESS is in, else of one started here.
 
     Args:
         job: What is trained.
@@ -80,18 +80,12 @@ def check_cluster(settings: TrainSettings) -> None:
     Raises:
         TrainingError: More workers or GPUs are asked for than there are.
     """
-    if ray.is_initialized() or _join_running_cluster():
+    if "RAY_ADDRESS" in os.environ and not ray.is_initialized():
+        ray.init(**_quiet())
+    if ray.is_initialized():
         _check_resources(settings, _nodes())
     else:
         _check_resources(settings, [{"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}])
-
-
-def _join_running_cluster() -> bool:
-    try:
-        ray.init(address="auto", **_quiet())
-    except ConnectionError:
-        return False
-    return True
 
 
 def _quiet() -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""One of the processes of test_sharding.py: a folder of models, `compare` or `memory`, and names; writes JSON."""
+"""One of the processes of test_sharding.py: a folder of models, names; writes JSON."""
 
 from __future__ import annotations
 
 import json
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -79,35 +78,11 @@ def anonymous_mb() -> float:
     return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]) / 1024
 
 
-def memory(name: str, registry: Registry) -> dict[str, Any]:
-    """How much memory building takes at most, in MB, of its own: pages of the weight files are the system's."""
-    composition = Composition(name="large", anchor=name, augmenters=[Augmenter("other", attach=every(2))])
-    seen: list[float] = []
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.005):
-            seen.append(anonymous_mb())
-
-    before = anonymous_mb()
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        model = build_model(composition, registry=registry, seed=0, sharding="fsdp")
-    finally:
-        done.set()
-        thread.join()
-    return {
-        "peak_mb": max(seen) - before,
-        "whole_mb": sum(each.numel() for each in model.anchor.parameters()) * 4 / 2**20,
-    }
-
-
 def main() -> None:
     folder, kind, *names = sys.argv[1:]
     registry = Registry([ModelCard(name=each.name, source=f"folder:{each}") for each in Path(folder).iterdir()])
     dist.init_process_group("gloo")
-    measure = {"compare": compare, "memory": memory}[kind]
+    measure = compare
     found = {name: measure(name, registry) for name in names}
     Path(f"{folder}.{kind}.{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

@@ -49,8 +49,8 @@ def test_attachments_go_with_the_model_they_write_into(zoo: Zoo) -> None:
 
 def test_models_that_are_not_named_go_with_the_anchor(zoo: Zoo) -> None:
     model = placed(zoo, "diamond", {"anchor": "meta", "other": "cpu"})
-    assert places(model.graph._backend("inner")) == {META}
-    assert places(model.graph._backend("other")) == {CPU}
+    assert places(model.graph.backend("inner")) == {META}
+    assert places(model.graph.backend("other")) == {CPU}
     assert places(placed(zoo, "same", {"same": "meta"}).anchor) == {CPU}
 
 
@@ -99,4 +99,4 @@ def test_mistakes_are_told_before_anything_is_loaded(zoo: Zoo) -> None:
 def test_a_name_of_a_nested_model_counts(zoo: Zoo) -> None:
     composition = Composition(name="flat", anchor="anchor", augmenters=[Augmenter("second", attach=every(4))])
     model = build_model(composition, registry=zoo.registry, placement={"second": "meta"})
-    assert places(model.graph._backend("second")) == {META}
+    assert places(model.graph.backend("second")) == {META}

@@ -45,9 +45,18 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def run(zoo: Zoo, out: Path, *, resume: bool = False, data: Any = ROWS, **changes: Any) -> TrainResult:
+def run(zoo: Zoo, out: Path, *, resume: bool = False, eval_data: Any = None, **changes: Any) -> TrainResult:
     settings = quick(**{"batch_size": 7, "cpus_per_worker": 1, **changes})
-    return fit(COMPOSITION, data=data, out=out, settings=settings, registry=zoo.registry, resume=resume, show="none")
+    return fit(
+        COMPOSITION,
+        data=ROWS,
+        eval_data=eval_data,
+        out=out,
+        settings=settings,
+        registry=zoo.registry,
+        resume=resume,
+        show="none",
+    )
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -122,6 +131,17 @@ def test_one_worker_does_them_bit_for_bit_and_a_worker_may_have_nothing_to_do(
     finally:
         torch.set_num_threads(threads)
     assert_close(weights(tmp_path / "here1"), weights(tmp_path / "ray1"), tolerance=1e-5)
+
+
+def test_workers_that_share_out_the_frozen_models_do_the_same_steps(
+    cluster: None, train_zoo: Zoo, tmp_path: Path
+) -> None:
+    """Uneven shares, pieces and evaluation batches: no worker may wait for a call that another does not make."""
+    settings = {"max_steps": 8, "gradient_accumulation_steps": 2, "eval_data": HELD_OUT}
+    run(train_zoo, tmp_path / "one", **settings)
+    run(train_zoo, tmp_path / "two", num_workers=2, sharding="fsdp", **settings)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert_close(weights(tmp_path / "one"), weights(tmp_path / "two"), tolerance=1e-5)
 
 
 def test_a_model_is_trained_in_place_and_evaluated_by_all(cluster: None, train_zoo: Zoo, tmp_path: Path) -> None:
