@@ -10,10 +10,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks import shapes
+from calm_graph.augmenters.taps import BlockCall, during
 from calm_graph.data.samples import IGNORED, Batch
 from calm_graph.declare.composition import Attachment, Augmenter, Composition
 from calm_graph.model.build import build_model
 from calm_graph.model.composed import ComposedModel
+from calm_graph.model.stored import StoredStates
 from registry import ModelCard, Registry
 
 
@@ -67,6 +69,30 @@ def full_batch(ids_BT: torch.Tensor) -> Batch:
         prompt_texts=[""] * len(ids_BT),
         augmenter_inputs={},
     )
+
+
+@torch.no_grad()
+def with_stored_states(model: ComposedModel, batch: Batch) -> Batch:
+    """Return the batch of the pair with what its frozen models say about it, up to the first attached layer."""
+    run = model.plan.runs[0]
+    real_BT = batch["attention_mask"]
+    read = model.graph.backend(run.name).read_tokens(
+        batch["input_ids"], real_BT, known_at_BS=real_BT.long().cumsum(1) - 1, taps=frozenset(run.taps), writes={}
+    )
+    first = model.plan.first_attached_layer
+    call = BlockCall(taps=frozenset([first]))
+    with during(call):
+        model.anchor(input_ids=batch["input_ids"], use_cache=False, logits_to_keep=1)
+    lengths_B = real_BT.sum(dim=1)
+    stored = {
+        name: StoredStates(
+            layers=tuple(states),
+            lengths_B=lengths_B,
+            states_RLC=torch.stack([states_BTC[real_BT] for states_BTC in states.values()], dim=1),
+        )
+        for name, states in ((run.name, read), (model.plan.anchor.name, call.states))
+    }
+    return {**batch, "stored_states": stored}
 
 
 def random_ids(num_rows: int = shapes.BATCH_SIZE, num_tokens: int = shapes.NUM_TOKENS) -> torch.Tensor:

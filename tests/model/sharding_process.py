@@ -74,17 +74,12 @@ def compare(name: str, registry: Registry) -> dict[str, Any]:
     }
 
 
-def anonymous_mb() -> float:
-    return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]) / 1024
-
-
 def main() -> None:
-    folder, kind, *names = sys.argv[1:]
+    folder, *names = sys.argv[1:]
     registry = Registry([ModelCard(name=each.name, source=f"folder:{each}") for each in Path(folder).iterdir()])
     dist.init_process_group("gloo")
-    measure = compare
-    found = {name: measure(name, registry) for name in names}
-    Path(f"{folder}.{kind}.{dist.get_rank()}.json").write_text(json.dumps(found))
+    found = {name: compare(name, registry) for name in names}
+    Path(f"{folder}.{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 

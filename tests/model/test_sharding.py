@@ -35,14 +35,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     return zoo
 
 
-def run_two(folder: Path, kind: str, *names: str) -> list[dict[str, Any]]:
+def run_two(folder: Path, *names: str) -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.model.sharding_process", str(folder), kind, *names],
+            [sys.executable, "-m", "tests.model.sharding_process", str(folder), *names],
             cwd=ROOT,
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
@@ -56,13 +56,13 @@ def run_two(folder: Path, kind: str, *names: str) -> list[dict[str, Any]]:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-    return [json.loads(Path(f"{folder}.{kind}.{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads(Path(f"{folder}.{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_processes_compute_what_one_does(models: Zoo) -> None:
-    ranks = run_two(models.folder, "compare", *ANCHORS)
+    ranks = run_two(models.folder, *ANCHORS)
     for found in (rank[name] for rank in ranks for name in ANCHORS):
         assert found["loss_difference"] < 1e-5 * found["loss"]
         assert found["difference"] < 1e-5
