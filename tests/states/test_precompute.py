@@ -336,7 +336,6 @@ def test_ray_actors_write_the_same_shards(zoo: Zoo, tmp_path: Path, monkeypatch:
     import ray
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     make(zoo, tmp_path / "here")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
