@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from calm_graph.declare.settings import Order
+
 
 class BatchOrder:
     """Which samples each step trains on: every sample once per epoch, batches of similar lengths, seeded.
@@ -17,13 +19,23 @@ class BatchOrder:
         batch_size: Samples per batch; an epoch's last batch may be smaller.
         seed: Another seed is another order.
         pool_batches: Samples are sorted by length within pools of so many batches; 1 draws batches of any lengths.
+        order: `given` takes the samples as they come, and neither the seed nor the pools matter.
     """
 
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int, pool_batches: int = 50) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_size: int,
+        seed: int,
+        pool_batches: int = 50,
+        order: Order = "shuffled",
+    ) -> None:
         self.lengths = tuple(lengths)
         self.batch_size = batch_size
         self.seed = seed
         self.pool_batches = pool_batches
+        self.order = order
         self._epoch: tuple[int, list[list[int]]] | None = None
 
     @property
@@ -34,6 +46,9 @@ class BatchOrder:
     def batch(self, step: int) -> list[int]:
         """Return the indices of the samples of a step (0-based)."""
         epoch, place = divmod(step, self.batches_per_epoch)
+        if self.order == "given":
+            first = place * self.batch_size
+            return list(range(first, min(first + self.batch_size, len(self.lengths))))
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = (epoch, self._arrange(epoch))
         return self._epoch[1][place]

@@ -104,6 +104,7 @@ class Loop:
             batch_size=settings.batch_size,
             seed=settings.seed,
             pool_batches=settings.pool_batches,
+            order=settings.order,
         )
         self._state = self._start(state_folder, optimizer)
         self._log = MetricsLog(self.folder.path, first_step=self._state.step)

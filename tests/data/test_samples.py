@@ -118,6 +118,11 @@ def test_an_epoch_shows_every_sample_once_and_any_step_can_be_asked_for(num_samp
     assert num_samples < 9 or BatchOrder(lengths, batch_size=8, seed=4).batch(0) != epochs[0][0]
 
 
+def test_the_given_order_is_kept_in_every_epoch() -> None:
+    order = BatchOrder([5, 1, 9, 2, 7], batch_size=2, seed=3, order="given")
+    assert [order.batch(step) for step in range(6)] == 2 * [[0, 1], [2, 3], [4]]
+
+
 def test_batches_hold_samples_of_similar_length() -> None:
     lengths = [1 + (index * 7919) % 100 for index in range(800)]
     order = BatchOrder(lengths, batch_size=8, seed=0)
