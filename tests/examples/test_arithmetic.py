@@ -9,7 +9,7 @@ import pytest
 
 from calm_graph.model.composed import ComposedModel
 from examples.arithmetic import compositions
-from examples.arithmetic.data import DEPARTMENT_NAMES, Split, departments, is_held_out, prices
+from examples.arithmetic.data import DEPARTMENT_NAMES, Split, departments, prices
 from examples.arithmetic.data import test_rows as rows_of
 from examples.arithmetic.recipe import RECIPE, train_composition, training_rows
 
@@ -37,7 +37,6 @@ def test_training_rows_hold_keys_of_their_split_only(split: Split) -> None:
     rows = training_rows(list(DEPARTMENT_NAMES), steps=7, seed=1, split=split)
     assert len(rows) == 7 * RECIPE.batch_size
     assert {word for row in rows for word in words(row.prompt)} <= keys
-    assert not any(is_held_out(row.prompt) for row in rows if not words(row.prompt))
 
 
 def test_answers_are_what_the_price_lists_say() -> None:
