@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from calm_graph.declare.settings import Order
+
 
 class BatchOrder:
     """Which samples each step trains on: every sample once per epoch, batches of similar lengths, seeded.
@@ -23,6 +25,7 @@ class BatchOrder:
             batch of its own. Epochs then differ in their number of batches.
         seed: Another seed is another order.
         pool_batches: Samples are sorted by length within pools of so many batches; 1 draws batches of any lengths.
+        order: `given` takes the samples as they come, and neither the seed nor the pools matter.
     """
 
     def __init__(
@@ -33,12 +36,14 @@ class BatchOrder:
         seed: int,
         pool_batches: int = 50,
         tokens_per_batch: int | None = None,
+        order: Order = "shuffled",
     ) -> None:
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.batch_size = batch_size
         self.tokens_per_batch = tokens_per_batch
         self.seed = seed
         self.pool_batches = pool_batches
+        self.order = order
         self._epoch: tuple[int, list[NDArray[np.int64]]] | None = None
         self._first_steps = [0]
 
@@ -69,6 +74,9 @@ class BatchOrder:
         return self._epoch[1]
 
     def _arrange(self, epoch: int) -> list[NDArray[np.int64]]:
+        if self.order == "given":
+            in_order = np.arange(len(self.lengths))
+            return split(in_order, self.lengths, batch_size=self.batch_size, tokens_per_batch=self.tokens_per_batch)
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         order = torch.randperm(len(self.lengths), generator=generator).numpy()
         if self.pool_batches > 1:

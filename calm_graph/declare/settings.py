@@ -12,6 +12,7 @@ from calm_graph.errors import DeclarationError
 Precision = Literal["fp32", "bf16"]
 Sharding = Literal["none", "fsdp"]
 LongRows = Literal["error", "skip", "cut"]
+Order = Literal["shuffled", "given"]
 
 
 class TrainSettings(Declared):
@@ -24,8 +25,11 @@ class TrainSettings(Declared):
             length or another then cost the same memory. A longer row is treated as `long_rows` says.
         gradient_accumulation_steps: Pieces each batch is run in. More pieces need less memory; the step is the same,
             because the loss is the mean over all supervised tokens of the batch.
+        order: `shuffled` draws another order in each epoch; `given` takes the rows as they stand, batch by batch, such
+            as those of a curriculum.
         pool_batches: Batches are of similar lengths, sorted within pools of so many batches, for less padding; 1 draws
-            them at random, which learns better where length tells kinds of rows apart.
+            them at random, which learns better where length tells kinds of rows apart. Rows in `given` order have no
+            pools.
         learning_rate: The peak, reached after the warm-up.
         min_lr_ratio: The last step's learning rate as a share of the peak, in 0..1.
         warmup_steps: Steps during which the learning rate rises linearly from 0.
@@ -66,6 +70,7 @@ class TrainSettings(Declared):
     batch_size: int = Field(default=16, ge=1)
     tokens_per_batch: int | None = Field(default=None, ge=2)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
+    order: Order = "shuffled"
     pool_batches: int = Field(default=50, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)

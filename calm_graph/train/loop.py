@@ -103,6 +103,7 @@ class Loop:
             seed=settings.seed,
             pool_batches=settings.pool_batches,
             tokens_per_batch=settings.tokens_per_batch,
+            order=settings.order,
         )
         self._state = self._start(state_folder, optimizer)
         self._check_same_start()

@@ -226,9 +226,18 @@ def _explained(error: BaseException, job: Job) -> str:
         rank, cause = min(failures.items(), key=lambda item: not isinstance(_cause(item[1]), CalmGraphError))
         return (
             f"worker {rank} failed, after {job.settings.max_failures} replacements: "
-            f"{type(_cause(cause)).__name__}: {_cause(cause)}; {kept}"
+            f"{type(_cause(cause)).__name__}: {_first_lines(_cause(cause))}; {kept}"
         )
     return f"Ray ended the run: {type(error).__name__}: {error}; {kept}"
+
+
+def _first_lines(error: BaseException) -> str:
+    """Ray explains a lost worker in many lines; which worker it was, and that its process ended, is in the first."""
+    if isinstance(error, CalmGraphError):
+        return str(error)
+    return str(error).partition("\n")[0].rstrip(".") + " (its process was killed, ran out of memory, or hung)" * (
+        "health check" in str(error)
+    )
 
 
 def _cause(error: BaseException) -> BaseException:

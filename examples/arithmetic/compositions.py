@@ -23,9 +23,11 @@ def compose(name: str, *departments: str) -> Composition:
         augmenters=[
             Augmenter(
                 f"demo-prices-{department}",
-                # The price stands in the last state of the key's own token; the anchor's first blocks read words.
-                attach=at(anchor_layers=[0, 1, 2], augmenter_layers=[1, 1, 1]),
+                # The price stands in the last state of the key's own token. The anchor's first block reads one token
+                # at a time, so after it the value of a word can still be written at the word.
+                attach=at(anchor_layers=[0], augmenter_layers=[1]),
                 reading="prompt",
+                prompt_visibility="causal",
                 positions="distance",
             )
             for department in departments

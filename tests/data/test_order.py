@@ -121,3 +121,11 @@ def test_split_keeps_the_order() -> None:
     assert [each.tolist() for each in split(order, lengths, batch_size=4)] == [[0, 1, 2, 3], [4, 5]]
     budget = [each.tolist() for each in split(order, lengths, batch_size=4, tokens_per_batch=20)]
     assert budget == [[0, 1], [2, 3], [4], [5]]
+
+
+@pytest.mark.parametrize("budget", [None, 10])
+def test_the_given_order_is_kept_in_every_epoch(budget: int | None) -> None:
+    """Within a batch the shortest comes first, as always."""
+    order = BatchOrder([5, 1, 9, 2, 7], batch_size=2, seed=3, order="given", tokens_per_batch=budget)
+    epoch = [[1, 0], [3, 2], [4]] if budget is None else [[1, 0], [2], [3], [4]]
+    assert [order.batch(step) for step in range(2 * len(epoch))] == 2 * epoch

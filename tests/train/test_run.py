@@ -111,6 +111,16 @@ def test_a_run_learns_and_leaves_its_files(train_zoo: Zoo, tmp_path: Path) -> No
             assert len(image.convert("RGB").getcolors(maxcolors=2**24) or []) > 50
 
 
+def test_in_the_given_order_the_seed_changes_nothing(make_model: MakeModel, tmp_path: Path) -> None:
+    trained = {}
+    for order, seed in (("given", 1), ("given", 2), ("shuffled", 1)):
+        model = make_model()
+        run(model, tmp_path / f"{order}-{seed}", quick(order=order, seed=seed))
+        trained[order, seed] = weights(model)
+    assert_same(trained["given", 1], trained["given", 2])
+    assert any(not torch.equal(t, trained["shuffled", 1][name]) for name, t in trained["given", 1].items())
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_frozen_bf16_weights_are_widened_on_a_cpu_for_fp32_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, dtype: torch.dtype
