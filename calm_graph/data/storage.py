@@ -18,7 +18,8 @@ from calm_graph.errors import InputError
 
 _FACTS_FILE = "dataset.json"
 _COUNTS = ("pad_token_id", "num_skipped", "num_cut")
-_COLUMNS = tuple(field.name for field in fields(Dataset) if field.name not in (*_COUNTS, "sources", "augmenter_inputs"))
+_OTHERS = (*_COUNTS, "sources", "augmenter_inputs", "states_of")
+_COLUMNS = tuple(field.name for field in fields(Dataset) if field.name not in _OTHERS)
 
 
 def save_dataset(dataset: Dataset, folder: str | Path) -> None:
@@ -40,9 +41,9 @@ def save_dataset(dataset: Dataset, folder: str | Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         for name in _COLUMNS:
-            np.save(scratch / f"{name}.npy", getattr(dataset, name))
+            np.save(scratch / f"{name}.npy", getattr(dataset, name), allow_pickle=False)
         for number, (name, key) in enumerate(inputs):
-            np.save(scratch / f"augmenter_inputs.{number}.npy", dataset.augmenter_inputs[name][key])
+            np.save(scratch / f"augmenter_inputs.{number}.npy", dataset.augmenter_inputs[name][key], allow_pickle=False)
         counts = {name: getattr(dataset, name) for name in _COUNTS}
         facts = counts | {"sources": dataset.sources, "augmenter_inputs": inputs}
         (scratch / _FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n")

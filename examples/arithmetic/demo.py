@@ -22,7 +22,7 @@ from registry.weights import load_causal_lm, load_tokenizer
 SHIPPED = Path(__file__).parent / "trained"
 """`demo-both` of the same recipe, trained longer than a demo may take."""
 
-LIVE = (("garden", compositions.garden, 250), ("kitchen", compositions.kitchen, 250), ("both", compositions.both, 700))
+LIVE = (("garden", compositions.garden, 250), ("kitchen", compositions.kitchen, 250), ("both", compositions.both, 1150))
 """What is trained while you wait: whose keys, the composition, optimiser steps."""
 
 
@@ -32,17 +32,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seed", type=int, default=0, help="of the split into seen and unseen keys, and of training")
     parser.add_argument("--count", type=int, default=500, help="questions of each task")
+    parser.add_argument("--num-workers", type=int, default=2, help="Ray workers that train; 0: this process")
     args = parser.parse_args()
-    report(args.out, seed=args.seed, count=args.count)
+    report(args.out, seed=args.seed, count=args.count, num_workers=args.num_workers)
 
 
-def report(out: Path, *, seed: int, count: int, show: Show = "auto") -> list[dict[str, Any]]:
+def report(out: Path, *, seed: int, count: int, num_workers: int = 0, show: Show = "auto") -> list[dict[str, Any]]:
     """Run the demo.
 
     Args:
         out: Gets report.json, accuracy.png and a folder for each composition; what is there is replaced.
         seed: Of the split and of training; the shipped checkpoint belongs to seed 0.
         count: Questions of each task.
+        num_workers: Ray workers that train; 0 trains in this process.
         show: How training shows its progress.
 
     Returns:
@@ -59,7 +61,9 @@ def report(out: Path, *, seed: int, count: int, show: Show = "auto") -> list[dic
         names = list(DEPARTMENT_NAMES) if name == "both" else [name]
         print(f"\ntraining {composition.name}: {steps} steps on 20% of the keys of {' and '.join(names)}", flush=True)
         folder = out / name / time.strftime("%Y%m%d-%H%M%S")
-        model = train_composition(composition, names, steps=steps, seed=seed, out=folder, show=show)
+        model = train_composition(
+            composition, names, steps=steps, seed=seed, out=folder, show=show, num_workers=num_workers
+        )
         rows += measure(
             f"{composition.name}, {steps} steps now", model, model.tokenizer, count=count, seed=seed, departments=names
         )

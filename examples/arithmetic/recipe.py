@@ -66,6 +66,7 @@ def train_composition(
     split: Split = "seen",
     recipe: Recipe = RECIPE,
     registry: Registry | None = None,
+    num_workers: int = 0,
 ) -> ComposedModel:
     """Train a composition on expressions over the keys of one split.
 
@@ -79,6 +80,7 @@ def train_composition(
         split: Whose keys.
         recipe: How.
         registry: Where the composition's models are looked up; None is the default one.
+        num_workers: Ray workers that share the steps; 0 trains in this process.
 
     Returns:
         The trained model.
@@ -102,6 +104,7 @@ def train_composition(
         keep_checkpoints=1,
         seed=seed,
         device="cpu",
+        num_workers=num_workers,
     )
     fit(model, data=data, out=out, settings=settings, show=show)
     return model

@@ -23,7 +23,8 @@ from functools import cache
 from pathlib import Path
 
 from examples.arithmetic.compositions import garden
-from examples.arithmetic.recipe import stage_rows
+from examples.arithmetic.data import Split
+from examples.arithmetic.recipe import RECIPE, training_rows
 
 ROOT = Path(__file__).parents[2]
 HOST = "127.0.0.1"
@@ -62,8 +63,9 @@ def write_inputs(out: Path, *, num_rows: int) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / "garden.json").write_text(garden.model_dump_json(indent=2) + "\n", "utf-8")
-    for name, count, seed in (("train", num_rows, 1), ("dev", 200, 2)):
-        rows = stage_rows(["garden"], (1,), count=count, seed=seed, split_seed=0)
+    parts: tuple[tuple[str, int, Split], ...] = (("train", num_rows, "tune"), ("dev", 200, "dev"))
+    for name, count, split in parts:
+        rows = training_rows(["garden"], steps=1 + count // RECIPE.batch_size, seed=0, split=split)[:count]
         lines = [json.dumps({"prompt": row.prompt, "completion": row.completion}) for row in rows]
         (out / f"{name}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
 

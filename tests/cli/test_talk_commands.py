@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,8 +104,8 @@ def test_chat_answers_obeys_and_leaves(
 def test_chat_with_a_template_trims_with_a_note_and_quits(
     checkpoint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load_with_template(name: str) -> ComposedModel:
-        model = load_model(name)
+    def load_with_template(name: str, **options: Any) -> ComposedModel:
+        model = load_model(name, **options)
         model.tokenizer.chat_template = CHATML
         return model
 
