@@ -4,7 +4,7 @@ PYTHON ?= python3
 EXTRAS ?= dev
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint format bench clean
+.PHONY: install demo test test-slow lint format bench clean
 
 install: $(STAMP)
 
@@ -17,7 +17,10 @@ demo: install
 	.venv/bin/python -m examples.arithmetic.demo
 
 test: install
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -m "not slow"
+
+test-slow: install
+	.venv/bin/python -m pytest -m slow
 
 lint: install
 	.venv/bin/ruff check

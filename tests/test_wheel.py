@@ -12,7 +12,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_packages_and_data(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="needs hatchling, of the dev extra")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]

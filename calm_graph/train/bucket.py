@@ -58,6 +58,10 @@ class BucketFolder(RunFolder):
         if files.get_file_info(f"{root}/{name}").type == FileType.Directory:
             files.delete_dir(f"{root}/{name}")
 
+    def absolute(self) -> BucketFolder:
+        """The address is the same everywhere."""
+        return self
+
     def on_this_node(self) -> BucketFolder:
         """Work in another folder, of the node this is called on."""
         return replace(self, path=Path(tempfile.mkdtemp(prefix="calm-graph-run-")))

@@ -62,9 +62,13 @@ class RunFolder:
         """Remove a directory of the run, if it is there."""
         shutil.rmtree(self.path / name, ignore_errors=True)
 
-    def on_this_node(self) -> RunFolder:
-        """The folder as a worker finds it: nodes share it, but not the directory they run in."""
+    def absolute(self) -> RunFolder:
+        """The same folder for a process that runs in another directory."""
         return RunFolder(self.path.absolute())
+
+    def on_this_node(self) -> RunFolder:
+        """The folder as a worker finds it: all nodes share it."""
+        return self
 
     def fetch(self) -> None:
         """Do nothing: the files are here."""

@@ -18,12 +18,18 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(stop: StopRequest | None = None) -> Iterator[StopRequest]:
     """Turn the first Ctrl-C or SIGTERM into a request; a second Ctrl-C interrupts at once, as usual.
 
     Only the main thread hears signals; elsewhere nothing changes.
+
+    Args:
+        stop: What is asked for; None makes a new request.
+
+    Yields:
+        The request.
     """
-    stop = StopRequest()
+    stop = stop or StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

@@ -24,7 +24,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import CalmGraphError, TrainingError
 from calm_graph.train.evaluation import Evaluation
-from calm_graph.train.interrupts import StopRequest
+from calm_graph.train.interrupts import StopRequest, stop_on_signals
 from calm_graph.train.job import Job
 from calm_graph.train.loop import DivergedError, TrainResult
 from calm_graph.train.metrics import Record
@@ -53,7 +53,8 @@ def run(job: Job, *, reporter: Reporter, stop: StopRequest) -> TrainResult:
     Raises:
         TrainingError: The workers could not be started, were lost too often, or the loss is no number.
     """
-    with _cluster(job.settings):
+    # Signals are asked for again, because ray.init takes SIGTERM for itself.
+    with _cluster(job.settings), stop_on_signals(stop):
         _check_resources(job.settings, _nodes())
         desk = ray.remote(num_cpus=0, max_restarts=-1)(_Desk).remote()
         trainer = _trainer(job, desk)
@@ -156,6 +157,8 @@ def _trainer(job: Job, desk: Any) -> TorchTrainer:
     os.environ.update(
         {
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+            # Cards may name folders relative to where the driver runs.
+            "RAY_CHDIR_TO_TRIAL_DIR": "0",
             "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(settings.hang_timeout_s),
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(max(settings.wait_for_resources_s, 60.0)),
         }
@@ -164,7 +167,7 @@ def _trainer(job: Job, desk: Any) -> TorchTrainer:
     return TorchTrainer(
         _work,
         # In the object store once, not in a message to each worker.
-        train_loop_config={"job": [ray.put(job)], "desk": desk},
+        train_loop_config={"job": [ray.put(replace(job, folder=job.folder.absolute()))], "desk": desk},
         torch_config=TorchConfig(timeout_s=max(1, round(settings.hang_timeout_s))),
         scaling_config=ScalingConfig(
             num_workers=settings.num_workers,
@@ -180,10 +183,7 @@ def _trainer(job: Job, desk: Any) -> TorchTrainer:
             failure_config=FailureConfig(
                 max_failures=settings.max_failures, controller_failure_limit=_CONTROLLER_FAILURES
             ),
-            worker_runtime_env={
-                "env_vars": {name: os.environ[name] for name in _FORWARDED if name in os.environ}
-                | {"RAY_CHDIR_TO_TRIAL_DIR": "0"}
-            },
+            worker_runtime_env={"env_vars": {name: os.environ[name] for name in _FORWARDED if name in os.environ}},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )

@@ -15,7 +15,7 @@ from calm_graph.data import ray_data
 from calm_graph.errors import InputError
 from tests.data.conftest import CHAT, CHATML, load
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 ROWS = [{"prompt": f"price {i}", "completion": f" {i}" * (i % 3 + 1), "id": i} for i in range(300)]
 

@@ -12,7 +12,7 @@ import torch
 
 from calm_graph import Augmenter, ComposedModel, Composition, build_model, every
 
-pytestmark = [pytest.mark.realmodels, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.realmodels, pytest.mark.timeout(600)]
 
 COMPOSITION = Composition(
     name="real",

@@ -59,7 +59,6 @@ def run_two(folder: Path, *names: str) -> list[dict[str, Any]]:
     return [json.loads(Path(f"{folder}.{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_processes_compute_what_one_does(models: Zoo) -> None:
     ranks = run_two(models.folder, *ANCHORS)
