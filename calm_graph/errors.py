@@ -65,3 +65,20 @@ class StatesError(CalmGraphError):
 
 class TrainingError(CalmGraphError):
     """Training cannot start or go on."""
+
+
+class ServingError(CalmGraphError):
+    """A request cannot be answered, through no fault of its own."""
+
+
+class OverloadedError(ServingError):
+    """There is no room for another request now.
+
+    Args:
+        message: What is full.
+        retry_after_s: When there should be room again.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def _no_logged_deprecations() -> Iterator[None]:
     yield
     logger.removeHandler(handler)
     assert not handler.messages, f"deprecated use of transformers: {handler.messages}"
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_as_before() -> Iterator[None]:
+    """Fail a test that leaves another Ctrl-C handler behind: later tests could not be interrupted as users do."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.fixture(scope="session")

@@ -39,9 +39,19 @@ def stop_on_signals(stop: StopRequest | None = None) -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         stop.requested = True
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handlers_kept(signal.SIGINT, signal.SIGTERM) as numbers:
+        for number in numbers:
+            signal.signal(number, ask)
         yield stop
+
+
+@contextmanager
+def handlers_kept(*numbers: signal.Signals) -> Iterator[tuple[signal.Signals, ...]]:
+    """Put the handlers of these signals back afterwards, whoever replaced them meanwhile; in the main thread only."""
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield numbers
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ from calm_graph.declare.space import Choice, Space
 from calm_graph.errors import CalmGraphError, DeclarationError, TrainingError
 from calm_graph.plan.estimate import estimate
 from calm_graph.plan.graph import make_plan
+from calm_graph.train.interrupts import handlers_kept
 from calm_graph.train.metrics import read_metrics
 from calm_graph.train.progress import Show
 from calm_graph.train.run import fit
@@ -199,8 +201,8 @@ def _tune(task: _Task, choices: Sequence[Choice], desk: _Desk, *, stop_early: bo
     notes = task.folder / _RAY_NOTES
     logging.getLogger("ray.tune").setLevel(logging.WARNING)
     try:
-        # Tune prints what it is asked to do, however little it is asked to say.
-        with redirect_stdout(io.StringIO()):
+        # Tune prints what it is asked to do, however little it is asked to say, and leaves its signal handlers behind.
+        with redirect_stdout(io.StringIO()), handlers_kept(signal.SIGINT, signal.SIGUSR1):
             tune.Tuner(
                 trainable,
                 param_space={

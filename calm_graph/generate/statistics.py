@@ -1,0 +1,46 @@
+"""What an engine counts, for those who watch it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, kw_only=True)
+class EngineStatistics:
+    """Counts since the engine began, and what is so now.
+
+    Args:
+        num_running: Answers being made now.
+        num_waiting: Requests that wait for room now.
+        num_steps: Steps so far.
+        num_decoded_rows: Answers that steps went on with, summed over steps; over `num_steps` it is the batch size.
+        num_prompt_tokens: Tokens of prompts so far.
+        num_reused_tokens: Those of them that did not have to be read again.
+        num_new_tokens: Tokens of answers so far.
+        num_finished: Finish reason -> answers.
+        cache_tokens: Anchor tokens kept now, padding included.
+        cache_limit: The most that are kept.
+        step_s: Seconds spent in steps.
+        augmenter_s: Augmenter -> seconds it ran.
+        augmenter_tokens: Augmenter -> its tokens that were run.
+        skipped_tokens: Augmenter -> anchor tokens of requests for which it was switched off.
+        saved_flops: Augmenter -> operations that were not done for them.
+        contribution: Augmenter -> length of what it wrote, over the stream's own, at the newest tokens.
+    """
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_steps: int = 0
+    num_decoded_rows: int = 0
+    num_prompt_tokens: int = 0
+    num_reused_tokens: int = 0
+    num_new_tokens: int = 0
+    num_finished: dict[str, int] = field(default_factory=dict)
+    cache_tokens: int = 0
+    cache_limit: int = 0
+    step_s: float = 0.0
+    augmenter_s: dict[str, float] = field(default_factory=dict)
+    augmenter_tokens: dict[str, int] = field(default_factory=dict)
+    skipped_tokens: dict[str, int] = field(default_factory=dict)
+    saved_flops: dict[str, float] = field(default_factory=dict)
+    contribution: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""The combined model behind an OpenAI-compatible API, on Ray Serve."""
