@@ -59,7 +59,8 @@ class RaggedCache(DynamicCache):
         real_BL = torch.cat([old_real_BL, real_BS], dim=1)
         known_at_BL = torch.cat([old_known_BL, known_at_BS], dim=1)
         positions_BS = old_real_BL.sum(dim=1, keepdim=True) + real_BS.cumsum(dim=1) - 1
-        self._order_BL = right_aligned(real_BL)
+        # Rows that all grow stay as they stand, which is every step of an anchor's decoding.
+        self._order_BL = None if bool(real_BS.all()) else right_aligned(real_BL)
         if self._order_BL is not None:
             real_BL = real_BL.gather(1, self._order_BL)
             known_at_BL = known_at_BL.gather(1, self._order_BL)
@@ -128,6 +129,51 @@ class RaggedCache(DynamicCache):
         self.real_BL, self.known_at_BL = self.real_BL[rows_B], self.known_at_BL[rows_B]
         self._map(lambda states: states[rows_B.to(states.device)])
 
+    def copy(self, *, num_slots: int | None = None) -> RaggedCache:
+        """A second cache that goes on from here on its own.
+
+        Args:
+            num_slots: Its first so many slots; None: all.
+        """
+        copied = RaggedCache()
+        if self.real_BL is not None and self.known_at_BL is not None:
+            copied.real_BL, copied.known_at_BL = self.real_BL[:, :num_slots], self.known_at_BL[:, :num_slots]
+            copied.replace([states[:, :, :num_slots] for states in self.keys_values()])
+        return copied
+
+    def join(self, other: RaggedCache, *, num_rows: int, num_new: int) -> None:
+        """Add the rows of another cache of the same model below these.
+
+        Args:
+            other: It is used up.
+            num_rows: Rows here, which a cache that no token was added to does not know.
+            num_new: Rows there.
+        """
+        if other.real_BL is None and self.real_BL is None:
+            return
+        above, below = self._or_empty(num_rows, like=other), other._or_empty(num_new, like=self)
+        assert above.real_BL is not None and below.real_BL is not None
+        width = max(above.real_BL.shape[1], below.real_BL.shape[1])
+        self.real_BL = _stacked(above.real_BL, below.real_BL, width)
+        self.known_at_BL = _stacked(above.known_at_BL, below.known_at_BL, width)
+        states = [
+            _stacked(upper, lower, width, dim=2)
+            for upper, lower in zip(above.keys_values(), below.keys_values(), strict=True)
+        ]
+        self._order_BL = None
+        self.replace(states)
+
+    def _or_empty(self, num_rows: int, *, like: RaggedCache) -> RaggedCache:
+        if self.real_BL is not None:
+            return self
+        assert like.real_BL is not None and like.known_at_BL is not None
+        empty = RaggedCache()
+        empty.real_BL, empty.known_at_BL = (
+            each.new_zeros(num_rows, each.shape[1]) for each in (like.real_BL, like.known_at_BL)
+        )
+        empty.replace([states.new_zeros(num_rows, *states.shape[1:]) for states in like.keys_values()])
+        return empty
+
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         for layer in self.layers:
             assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
@@ -137,3 +183,14 @@ class RaggedCache(DynamicCache):
 def _gathered(states_BNLH: torch.Tensor, order_BL: torch.Tensor) -> torch.Tensor:
     index = order_BL[:, None, :, None].expand(-1, states_BNLH.shape[1], -1, states_BNLH.shape[3])
     return states_BNLH.gather(2, index.to(states_BNLH.device))
+
+
+def _stacked(above: torch.Tensor | None, below: torch.Tensor | None, width: int, *, dim: int = 1) -> torch.Tensor:
+    """Rows over rows, each with zeros (no token) before it, so that dimension `dim` is `width` long."""
+    assert above is not None and below is not None
+    shape = [above.shape[0] + below.shape[0], *above.shape[1:]]
+    shape[dim] = width
+    stacked = above.new_zeros(shape)
+    stacked[: above.shape[0]].narrow(dim, width - above.shape[dim], above.shape[dim]).copy_(above)
+    stacked[above.shape[0] :].narrow(dim, width - below.shape[dim], below.shape[dim]).copy_(below)
+    return stacked

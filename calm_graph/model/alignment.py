@@ -32,6 +32,12 @@ class Reader(Protocol):
     def select(self, rows: Sequence[int]) -> None:
         """Keep (and repeat) rows: row i becomes the old row `rows[i]`."""
 
+    def copy(self) -> Reader:
+        """A second reader that goes on from here on its own."""
+
+    def join(self, other: Reader) -> None:
+        """Add the rows of another reader of the same kind below these."""
+
     def drop_last(self, num_tokens: int) -> None:
         """Forget the last completion tokens of every row."""
 
@@ -58,6 +64,13 @@ class SharedReader:
         return self._tokens(new if self._streams else new.where(torch.zeros_like(new.real_BT)), is_prompt=False)
 
     def select(self, rows: Sequence[int]) -> None:
+        """Nothing to do: no state."""
+
+    def copy(self) -> Reader:
+        """Itself: no state."""
+        return self
+
+    def join(self, other: Reader) -> None:
         """Nothing to do: no state."""
 
     def drop_last(self, num_tokens: int) -> None:
@@ -149,6 +162,19 @@ class TextReader:
     def select(self, rows: Sequence[int]) -> None:
         """Keep (and repeat) rows; each copy gets a text of its own."""
         self._rows = [self._rows[place].copy() for place in rows]
+
+    def copy(self) -> Reader:
+        """A reader with copies of the rows."""
+        copied = TextReader(
+            anchor_bytes=self._bytes, tokenizer=self._tokenizer, streams=self._streams, template=self._template
+        )
+        copied._rows = [row.copy() for row in self._rows]
+        return copied
+
+    def join(self, other: Reader) -> None:
+        """Add the other's rows."""
+        assert isinstance(other, TextReader)
+        self._rows += other._rows
 
     def drop_last(self, num_tokens: int) -> None:
         """Read every row again without its last tokens."""

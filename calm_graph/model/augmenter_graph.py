@@ -20,6 +20,7 @@ from calm_graph.model.inputs import check_prompt
 from calm_graph.model.request import EdgeContext, Request
 from calm_graph.model.scales import Scale, is_off, keyword, scale_in_force, scales_in_force
 from calm_graph.model.stored import StoredStates
+from calm_graph.model.timing import timed_run
 from calm_graph.model.tokens import AnchorTokens, Tokens
 from calm_graph.model.writes import note_write
 from calm_graph.plan.parts import Edge, Plan, PlannedRun
@@ -115,6 +116,11 @@ class AugmenterGraph(nn.Module):
         with scales_in_force(self, {known[keyword(name)]: scale for name, scale in scales.items()}):
             yield
 
+    def is_needed(self, scales: Mapping[str, Scale]) -> bool:
+        """Whether any augmenter reaches the anchor with these factors."""
+        with self.scaled(scales):
+            return len(self._needed_runs()) > 1
+
     def begin(
         self,
         request: Request,
@@ -171,6 +177,35 @@ class AugmenterGraph(nn.Module):
         self._run(request, {name: reader.push(new) for name, reader in request.readers.items()})
         request.last_index_B = torch.maximum(request.prompt_lengths_B - 1, tokens.index_BT.max(dim=1).values)
 
+    def read_ahead(self, request: Request, num_tokens: int) -> int:
+        """Run one augmenter over at most so many of the tokens that wait, so that a long prompt can be read in pieces.
+
+        Args:
+            request: One that has begun, and keeps.
+            num_tokens: The most; an augmenter that must see its text whole takes all of it.
+
+        Returns:
+            Tokens that were run; 0 if nothing waits for an augmenter that is on.
+        """
+        needed = self._needed_runs()
+        for run in self.runs:
+            waiting = request.waiting.get(run.name)
+            if run.name not in needed or waiting is None or len(waiting) == 0:
+                continue
+            whole = run.card.causal is False or (run.card.onnx is not None and run.card.onnx.reading == "prompt")
+            first, rest = waiting.split(len(waiting) if whole else num_tokens)
+            if len(rest):
+                # Also of a prompt that is read once, until it is read.
+                request.caches.setdefault(run.name, RaggedCache())
+            self._read(request, run, first)
+            request.waiting[run.name] = rest
+            if not len(rest):
+                del request.waiting[run.name]
+                if run.reading == "prompt":
+                    request.caches.pop(run.name, None)
+            return len(first)
+        return 0
+
     def writes(
         self, target: str, request: Request, *, clock_BT: torch.Tensor, index_BT: torch.Tensor
     ) -> dict[int, Write]:
@@ -223,21 +258,26 @@ class AugmenterGraph(nn.Module):
             if run.name not in needed:
                 request.waiting[run.name] = tokens
                 continue
-            if request.stored is not None:
-                if (read := self._stored(request.stored, run.name, tokens)) is not None:
-                    self._offer(request, run.name, tokens, read)
-                continue
-            writes = self.writes(run.name, request, clock_BT=tokens.known_at_BS, index_BT=tokens.index_BS)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and run.name in self._differentiable):
-                states = self.backend(run.name).read_tokens(
-                    tokens.ids_BS,
-                    tokens.real_BS,
-                    known_at_BS=tokens.known_at_BS,
-                    taps=frozenset(run.taps),
-                    writes=writes,
-                    cache=request.caches.get(run.name),
-                )
-            self._offer(request, run.name, tokens, states)
+            self._read(request, run, tokens)
+
+    def _read(self, request: Request, run: PlannedRun, tokens: Tokens) -> None:
+        """Run an augmenter over tokens and offer its states."""
+        if request.stored is not None:
+            if (read := self._stored(request.stored, run.name, tokens)) is not None:
+                self._offer(request, run.name, tokens, read)
+            return
+        writes = self.writes(run.name, request, clock_BT=tokens.known_at_BS, index_BT=tokens.index_BS)
+        differentiable = torch.is_grad_enabled() and run.name in self._differentiable
+        with timed_run(run.name, tokens), torch.set_grad_enabled(differentiable):
+            states = self.backend(run.name).read_tokens(
+                tokens.ids_BS,
+                tokens.real_BS,
+                known_at_BS=tokens.known_at_BS,
+                taps=frozenset(run.taps),
+                writes=writes,
+                cache=request.caches.get(run.name),
+            )
+        self._offer(request, run.name, tokens, states)
 
     def _read_inputs(
         self, name: str, inputs: Mapping[str, torch.Tensor], *, num_rows: int

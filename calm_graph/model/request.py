@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch.nn import functional as F
 
 from calm_graph.augmenters.ragged import RaggedCache
 from calm_graph.model.alignment import Reader
@@ -43,6 +44,69 @@ class EdgeContext:
             },
         )
 
+    def join(self, below: EdgeContext) -> EdgeContext:
+        """These rows with those of `below` under them; columns that are padding in every row are dropped."""
+        width = max(each.threshold_BS.shape[1] for each in (self, below))
+        both = [each._widened(width) for each in (self, below)]
+        joined = EdgeContext(
+            threshold_BS=torch.cat([each.threshold_BS for each in both]),
+            known_at_BS=torch.cat([each.known_at_BS for each in both]),
+            index_BS=torch.cat([each.index_BS for each in both]),
+            layers={
+                key: (
+                    torch.cat([each.layers[key][0] for each in both]),
+                    torch.cat([each.layers[key][1] for each in both]),
+                )
+                for key in self.layers
+            },
+        )
+        return joined.compact()
+
+    def empty(self, num_rows: int) -> EdgeContext:
+        """Rows of the same edge that nothing was offered to."""
+        return self._columns(slice(0, 0)).select(torch.zeros(num_rows, dtype=torch.int64))
+
+    def compact(self) -> EdgeContext:
+        """The same tokens right-aligned, as narrow as the longest row."""
+        real_BS = self.threshold_BS != NEVER
+        width = int(real_BS.sum(dim=1).max()) if real_BS.numel() else 0
+        if width == real_BS.shape[1]:
+            return self
+        order_BS = real_BS.to(torch.uint8).argsort(dim=1, stable=True)[:, real_BS.shape[1] - width :]
+
+        def gathered(states_BNSH: torch.Tensor) -> torch.Tensor:
+            index = order_BS.to(states_BNSH.device)[:, None, :, None]
+            return states_BNSH.gather(2, index.expand(-1, states_BNSH.shape[1], -1, states_BNSH.shape[3]))
+
+        return EdgeContext(
+            threshold_BS=self.threshold_BS.gather(1, order_BS),
+            known_at_BS=self.known_at_BS.gather(1, order_BS),
+            index_BS=self.index_BS.gather(1, order_BS),
+            layers={key: (gathered(keys), gathered(values)) for key, (keys, values) in self.layers.items()},
+        )
+
+    def _widened(self, width: int) -> EdgeContext:
+        missing = width - self.threshold_BS.shape[1]
+        if not missing:
+            return self
+        return EdgeContext(
+            threshold_BS=F.pad(self.threshold_BS, (missing, 0), value=NEVER),
+            known_at_BS=F.pad(self.known_at_BS, (missing, 0), value=NEVER),
+            index_BS=F.pad(self.index_BS, (missing, 0)),
+            layers={
+                key: (F.pad(keys, (0, 0, missing, 0)), F.pad(values, (0, 0, missing, 0)))
+                for key, (keys, values) in self.layers.items()
+            },
+        )
+
+    def _columns(self, columns: slice) -> EdgeContext:
+        return EdgeContext(
+            threshold_BS=self.threshold_BS[:, columns],
+            known_at_BS=self.known_at_BS[:, columns],
+            index_BS=self.index_BS[:, columns],
+            layers={key: (keys[:, :, columns], values[:, :, columns]) for key, (keys, values) in self.layers.items()},
+        )
+
     def select(self, rows_B: torch.Tensor) -> EdgeContext:
         """Row i becomes the old row `rows_B[i]`."""
         return EdgeContext(
@@ -70,7 +134,7 @@ class Request:
     """
 
     readers: Mapping[str, Reader]
-    caches: Mapping[str, RaggedCache] = field(default_factory=dict)
+    caches: dict[str, RaggedCache] = field(default_factory=dict)
     contexts: dict[tuple[str, str], EdgeContext] = field(default_factory=dict)
     waiting: dict[str, Tokens] = field(default_factory=dict)
     prompt_lengths_B: torch.Tensor | None = None
@@ -90,6 +154,43 @@ class Request:
             cache.select(rows_B)
         self.contexts = {edge: context.select(rows_B) for edge, context in self.contexts.items()}
         self.waiting = {run: tokens.select(rows_B) for run, tokens in self.waiting.items()}
+
+    def copy(self) -> Request:
+        """A second request that goes on from here on its own; tensors, which are never changed in place, are shared."""
+        return replace(
+            self,
+            readers={name: reader.copy() for name, reader in self.readers.items()},
+            caches={name: cache.copy() for name, cache in self.caches.items()},
+            contexts=dict(self.contexts),
+            waiting=dict(self.waiting),
+        )
+
+    def join(self, other: Request) -> None:
+        """Add the rows of another request of the same composition below these; the other is used up.
+
+        Both have read their prompts, and the same augmenters are on in both.
+        """
+        assert self.prompt_lengths_B is not None and self.last_index_B is not None
+        assert other.prompt_lengths_B is not None and other.last_index_B is not None
+        num_rows, num_new = len(self.prompt_lengths_B), len(other.prompt_lengths_B)
+        self.contexts = {
+            edge: _or_empty(self.contexts.get(edge), num_rows, like=other.contexts.get(edge)).join(
+                _or_empty(other.contexts.get(edge), num_new, like=self.contexts.get(edge))
+            )
+            for edge in {**self.contexts, **other.contexts}
+        }
+        self.waiting = {
+            run: (self.waiting[run] if run in self.waiting else other.waiting[run].nothing(num_rows)).join(
+                other.waiting[run] if run in other.waiting else self.waiting[run].nothing(num_new)
+            )
+            for run in {**self.waiting, **other.waiting}
+        }
+        for name, cache in self.caches.items():
+            cache.join(other.caches[name], num_rows=num_rows, num_new=num_new)
+        for name, reader in self.readers.items():
+            reader.join(other.readers[name])
+        self.prompt_lengths_B = torch.cat([self.prompt_lengths_B, other.prompt_lengths_B])
+        self.last_index_B = torch.cat([self.last_index_B, other.last_index_B])
 
     def check_drop(self, num_tokens: int) -> None:
         """Refuse to forget more tokens than the completion has.
@@ -116,6 +217,13 @@ class Request:
             unknown_BS = context.known_at_BS > last_B.to(context.known_at_BS.device)[:, None]
             context.threshold_BS = context.threshold_BS.masked_fill(unknown_BS, NEVER)
         self.waiting = {run: tokens.known_by(last_B) for run, tokens in self.waiting.items()}
+
+
+def _or_empty(context: EdgeContext | None, num_rows: int, *, like: EdgeContext | None) -> EdgeContext:
+    if context is not None:
+        return context
+    assert like is not None
+    return like.empty(num_rows)
 
 
 def _rows(tensor: torch.Tensor, rows_B: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 import torch
+from torch.nn import functional as F
 
 ALWAYS = -1
 NEVER = 2**62
@@ -74,6 +75,29 @@ class Tokens:
         width = int(self.real_BS.sum(dim=1).max()) if self.real_BS.numel() else 0
         order_BS = self.real_BS.to(torch.uint8).argsort(dim=1, stable=True)[:, self.real_BS.shape[1] - width :]
         return Tokens(**{item.name: getattr(self, item.name).gather(1, order_BS) for item in fields(self)})
+
+    def join(self, below: Tokens) -> Tokens:
+        """These rows with those of `below` under them."""
+        width = max(len(self), len(below))
+
+        def stacked(name: str) -> torch.Tensor:
+            filler = NEVER if name == "known_at_BS" else 0
+            parts = [F.pad(getattr(each, name), (width - len(each), 0), value=filler) for each in (self, below)]
+            return torch.cat(parts)
+
+        return Tokens(**{item.name: stacked(item.name) for item in fields(self)})
+
+    def nothing(self, num_rows: int) -> Tokens:
+        """Rows without any token."""
+        return self.split(0)[0].select(torch.zeros(num_rows, dtype=torch.int64))
+
+    def split(self, num_tokens: int) -> tuple[Tokens, Tokens]:
+        """The first columns, and the others."""
+        first, others = (
+            Tokens(**{item.name: getattr(self, item.name)[:, cut] for item in fields(self)})
+            for cut in (slice(None, num_tokens), slice(num_tokens, None))
+        )
+        return first, others
 
     def select(self, rows_B: torch.Tensor) -> Tokens:
         """Row i becomes the old row `rows_B[i]`."""

@@ -6,6 +6,7 @@ import pytest
 
 from calm_graph import Augmenter, every
 from calm_graph.model.composed import ComposedModel
+from tests.model.conftest import zoo as model_zoo
 from tests.model.pico import Zoo
 
 CHATML = (
@@ -27,3 +28,6 @@ def answering(tmp_path_factory: pytest.TempPathFactory) -> ComposedModel:
 def chatting(answering: ComposedModel, monkeypatch: pytest.MonkeyPatch) -> ComposedModel:
     monkeypatch.setattr(answering.tokenizer, "chat_template", CHATML)
     return answering
+
+
+zoo = model_zoo
