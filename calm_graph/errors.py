@@ -79,6 +79,6 @@ class OverloadedError(ServingError):
         retry_after_s: When there should be room again.
     """
 
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:  # a default, so that it can be unpickled
         self.retry_after_s = retry_after_s
         super().__init__(message)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,10 @@ def load_causal_lm(card: ModelCard, *, dtype: torch.dtype | None = None, num_sha
     config = _load_config(card, path)
     if layouts.is_causal(config.to_dict()) is False:
         raise WeightsError(f"card {card.name!r}: {config.model_type} is an encoder, not a causal language model")
-    return _load(AutoModelForCausalLM, card, path, config, dtype, headless=False, num_shards=num_shards)
+    return _once(
+        (AutoModelForCausalLM, card.model_dump_json(), dtype, num_shards),
+        lambda: _load(AutoModelForCausalLM, card, path, config, dtype, headless=False, num_shards=num_shards),
+    )
 
 
 def load_body(
@@ -143,7 +147,36 @@ def load_body(
             config = layouts.truncated(config, num_layers)
         except ValueError as error:
             raise WeightsError(f"card {card.name!r}: {error}") from error
-    return _load(AutoModel, card, path, config, dtype, headless=True, num_shards=num_shards)
+    return _once(
+        (AutoModel, card.model_dump_json(), num_layers, dtype, num_shards),
+        lambda: _load(AutoModel, card, path, config, dtype, headless=True, num_shards=num_shards),
+    )
+
+
+@contextmanager
+def loaded_once() -> Iterator[None]:
+    """Load each frozen model once inside the `with`, however many compositions ask for it: they share its module.
+
+    Yields:
+        Nothing.
+    """
+    token = _LOADED.set({})
+    try:
+        yield
+    finally:
+        _LOADED.reset(token)
+
+
+_LOADED: ContextVar[dict[Hashable, PreTrainedModel] | None] = ContextVar("calm_graph_loaded", default=None)
+
+
+def _once(key: Hashable, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    loaded = _LOADED.get()
+    if loaded is None:
+        return load()
+    if key not in loaded:
+        loaded[key] = load()
+    return loaded[key]
 
 
 def check_facts(card: ModelCard, config: Mapping[str, Any]) -> None:

@@ -65,8 +65,9 @@ def watch(blocks: nn.ModuleList) -> None:
     for layer, block in enumerate(blocks):
         # Of a class of its own: no hook can keep a block from running, a module around it would change names, and
         # another `forward` on it would break copies.
-        if not issubclass(type(block), _Watched):
-            block.__class__ = _watched(type(block))  # type: ignore[arg-type]
+        if isinstance(block, _Watched):  # a model that several compositions share
+            continue
+        block.__class__ = _watched(type(block))  # type: ignore[arg-type]
         vars(block)["layer_of_model"] = layer
         block.register_forward_hook(partial(_after_block, layer))
 
@@ -77,7 +78,8 @@ def watch_head(head: nn.Module) -> None:
     Args:
         head: What turns final states, float [B, T, D], into logits.
     """
-    head.register_forward_pre_hook(_before_head)
+    if _before_head not in head._forward_pre_hooks.values():
+        head.register_forward_pre_hook(_before_head)
 
 
 @contextmanager

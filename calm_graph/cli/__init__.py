@@ -19,6 +19,7 @@ GROUPS = (
     "calm_graph.cli.generate",
     "calm_graph.cli.chat",
     "calm_graph.cli.export",
+    "calm_graph.cli.serve",
 )
 
 _EPILOG = """examples:
@@ -29,6 +30,7 @@ _EPILOG = """examples:
   calm-graph train compositions/helpdesk.py --data train.jsonl --out runs/helpdesk
   calm-graph sweep compositions/helpdesk.py --data train.jsonl --eval dev.jsonl --placement every:2,every:4
   calm-graph chat runs/helpdesk
+  calm-graph serve runs/helpdesk
 
 exit codes: 0 done, 1 problems found, 2 wrong usage"""
 

@@ -47,8 +47,7 @@ class EngineSettings:
         max_waiting: Requests that may wait for room; more are refused.
         max_cache_tokens: Tokens of the anchor kept in all, padding included: the rows times the longest of them.
         prefill_tokens: Prompt tokens read between two steps of the answers under way.
-        max_prefills: Prompts being read at the same time; each gets an equal part of `prefill_tokens`, so that a short
-            one need not wait until a long one is read.
+        max_prefills: Prompts being read at the same time, so that a short one need not wait until a long one is read.
         prefix_tokens: Tokens of prompts kept for later requests that begin alike; 0 keeps none.
     """
 
@@ -375,27 +374,34 @@ class Engine:
         return answers
 
     def _read(self, results: list[Result]) -> None:
-        """Share the budget between the prompts being read."""
+        """Spend the budget: half of it on the request that came first, the rest on the shortest, so that neither waits.
+
+        As few and as long pieces as that allows, because a short piece takes longer for each of its tokens.
+        """
         budget = self.settings.prefill_tokens
-        while budget > 0 and self._reading:
-            part = max(1, budget // len(self._reading))
-            for reading in [*self._reading]:
-                if budget <= 0:
-                    break
-                try:
-                    budget -= self._read_piece(reading, min(part, budget))
-                except InputError as error:
-                    self._reading.remove(reading)
-                    results.append((reading.request.id, error))
-                    continue
-                if reading.prefill.is_done:
-                    self._reading.remove(reading)
-                    results += self._start(reading)
+        if self._reading:
+            first = self._reading[0]
+            budget -= self._read_until(first, budget - budget // 2, results)
+            for reading in sorted(self._reading, key=lambda reading: reading.prefill.num_left):
+                budget -= self._read_until(reading, budget, results)
+
+    def _read_until(self, reading: _Reading, budget: int, results: list[Result]) -> int:
+        """Read at most so many tokens of one prompt; tells how many it were."""
+        num_read = 0
+        try:
+            while num_read < budget and not reading.prefill.is_done:
+                num_read += self._read_piece(reading, budget - num_read)
+        except InputError as error:
+            self._reading.remove(reading)
+            results.append((reading.request.id, error))
+            return num_read
+        if reading.prefill.is_done:
+            self._reading.remove(reading)
+            results += self._start(reading)
+        return num_read
 
     def _read_piece(self, reading: _Reading, num_tokens: int) -> int:
         prefill = reading.prefill
-        if prefill.is_done:  # all of it was known
-            return 0
         first = prefill.num_read
         num_read = prefill.advance(num_tokens, measure=reading.request.contributions)
         if prefill.wants_all and prefill.num_read > first:

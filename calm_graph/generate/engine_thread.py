@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from calm_graph.errors import OverloadedError, ServingError
@@ -76,6 +77,13 @@ class EngineThread:
             OverloadedError: Too many wait already.
             ServingError: The engine is shutting down, or failed.
         """
+        async with aclosing(self.generate_together(request)) as together:
+            async for outputs in together:
+                for output in outputs:
+                    yield output
+
+    async def generate_together(self, request: GenerationRequest) -> AsyncGenerator[list[Output], None]:
+        """Do the same, with all outputs that are there in one list: fewer messages, where each has its price."""
         listener = _Listener(asyncio.get_running_loop(), request.num_choices)
         with self._wake:
             if not self.is_ready:
@@ -87,17 +95,23 @@ class EngineThread:
             self._wake.notify()
         try:
             while listener.num_open:
-                output = await listener.queue.get()
-                if isinstance(output, Exception):
-                    raise output
-                if isinstance(output, TokenOutput) and output.finish_reason is not None:
-                    listener.num_open -= 1
-                yield output
+                found = [await listener.queue.get()]
+                while not listener.queue.empty():
+                    found.append(listener.queue.get_nowait())
+                outputs = [output for output in found if not isinstance(output, Exception)]
+                listener.num_open -= sum(
+                    isinstance(output, TokenOutput) and output.finish_reason is not None for output in outputs
+                )
+                if outputs:
+                    yield outputs
+                for output in found:
+                    if isinstance(output, Exception):
+                        raise output
         finally:
             with self._wake:
                 if self._listeners.pop(request.id, None) is not None and listener.num_open:
                     self._cancelled.append(request.id)
-                    self._wake.notify()
+                self._wake.notify_all()
 
     def close(self, *, drain_s: float = 0.0) -> None:
         """Take no more requests, go on with those under way for some time, and end.

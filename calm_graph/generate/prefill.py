@@ -42,6 +42,11 @@ class Prefill:
         """Whether all of it was read."""
         return self.num_read == len(self.ids)
 
+    @property
+    def num_left(self) -> int:
+        """Anchor tokens that are yet to be read."""
+        return len(self.ids) - self.num_read
+
     def advance(self, num_tokens: int, *, measure: bool) -> int:
         """Read at most so many tokens, of one augmenter or of the anchor.
 

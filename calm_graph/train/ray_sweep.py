@@ -25,9 +25,9 @@ from calm_graph.declare.composition import Composition
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.declare.space import Choice, Space
 from calm_graph.errors import CalmGraphError, DeclarationError, TrainingError
+from calm_graph.interrupts import handlers_kept
 from calm_graph.plan.estimate import estimate
 from calm_graph.plan.graph import make_plan
-from calm_graph.train.interrupts import handlers_kept
 from calm_graph.train.metrics import read_metrics
 from calm_graph.train.progress import Show
 from calm_graph.train.run import fit

@@ -23,8 +23,8 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import CalmGraphError, TrainingError
+from calm_graph.interrupts import StopRequest, stop_on_signals
 from calm_graph.train.evaluation import Evaluation
-from calm_graph.train.interrupts import StopRequest, stop_on_signals
 from calm_graph.train.job import Job
 from calm_graph.train.loop import DivergedError, TrainResult
 from calm_graph.train.metrics import Record

@@ -11,13 +11,13 @@ from calm_graph.data.sources import Rows
 from calm_graph.declare.composition import Composition
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import TrainingError
+from calm_graph.interrupts import stop_on_signals
 from calm_graph.model.checkpoint import trained_tensors
 from calm_graph.model.composed import ComposedModel
 from calm_graph.plan.graph import make_plan
 from calm_graph.plan.parts import Plan
 from calm_graph.states.store import open_states
 from calm_graph.train.folder import RunFolder
-from calm_graph.train.interrupts import stop_on_signals
 from calm_graph.train.job import Job, find_device
 from calm_graph.train.loop import TrainResult
 from calm_graph.train.progress import Show, make_reporter

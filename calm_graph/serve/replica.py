@@ -1,0 +1,69 @@
+"""One engine on the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import torch
+
+from calm_graph.errors import ServingError
+from calm_graph.generate.models import load_models
+from calm_graph.generate.requests import GenerationRequest, Output
+from calm_graph.serve.client import ServedModel
+from calm_graph.serve.local import LocalClient
+from calm_graph.serve.serve_settings import ServeSettings
+from registry import Registry
+from registry import registry as default_registry
+
+
+class EngineReplica:
+    """Loads the compositions and answers requests to them.
+
+    Args:
+        settings: Of the deployment.
+    """
+
+    def __init__(self, settings: ServeSettings) -> None:
+        # Ray gives an actor one thread, however many CPUs it has.
+        torch.set_num_threads(max(1, int(settings.num_cpus)))
+        registry = Registry(default_registry)
+        for folder in settings.registries:
+            registry.add_folder(folder)
+        models = load_models(
+            settings.named_checkpoints,
+            registry=registry,
+            dtype=settings.dtype,
+            device="cuda" if settings.num_gpus else None,
+            exports=settings.exports,
+        )
+        self._settings = settings
+        self.client = LocalClient(models, settings.engine)
+
+    async def describe(self) -> tuple[Mapping[str, ServedModel], Any]:
+        """What can be asked, and the anchor's tokenizer."""
+        return self.client.models, self.client.tokenizer
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[list[Output]]:
+        """Answer a request; see `EngineThread.generate_together`."""
+        async with aclosing(self.client.thread.generate_together(request)) as together:
+            async for outputs in together:
+                yield outputs
+
+    async def statistics(self) -> Mapping[str, Any]:
+        """What its engine counts."""
+        return await self.client.statistics()
+
+    async def check_health(self) -> None:
+        """Let Ray replace it if its engine has ended.
+
+        Raises:
+            ServingError: The engine has ended.
+        """
+        if not self.client.thread.is_ready:
+            raise ServingError("the engine's thread has ended")
+
+    def __del__(self) -> None:
+        if (client := getattr(self, "client", None)) is not None:
+            client.close()

@@ -1,0 +1,135 @@
+"""Serve until somebody stops it: on Ray Serve, or in this process alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from calm_graph.errors import ServingError
+from calm_graph.interrupts import handlers_kept, stop_on_signals
+from calm_graph.serve.app import make_app
+from calm_graph.serve.serve_settings import ServeSettings
+
+APPLICATION = "calm_graph"
+_POLL_S = 0.2
+
+Say = Callable[[str], None]
+
+
+def serve_here(settings: ServeSettings, *, host: str, port: int, on_ready: Say, on_draining: Say) -> None:
+    """Serve from this process, without Ray, until Ctrl-C or SIGTERM; a second Ctrl-C does not wait.
+
+    Args:
+        settings: What is served; what concerns a cluster is not looked at.
+        host: Address to listen at.
+        port: 0 takes a free one.
+        on_ready: Called with the server's address once it answers.
+        on_draining: Called with it when it takes no more requests, and goes on with those under way.
+
+    Raises:
+        ServingError: The port is taken.
+    """
+    from calm_graph.serve.replica import EngineReplica
+
+    with _listening(host, port) as listening:
+        address = _address(host, listening.getsockname()[1])
+        client = EngineReplica(settings).client
+        app = make_app(client, settings.http)
+        drain_s = max(1, int(settings.drain_s))
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=drain_s)
+        try:
+            _Server(config, lambda: on_ready(address), lambda: on_draining(address)).run(sockets=[listening])
+        finally:
+            client.close()
+
+
+def serve_on_ray(settings: ServeSettings, *, host: str, port: int, on_ready: Say, on_draining: Say) -> None:
+    """Deploy on the cluster that RAY_ADDRESS names, or on one of this machine, until Ctrl-C or SIGTERM.
+
+    Args:
+        settings: What is deployed.
+        host: Address to listen at.
+        port: Of HTTP.
+        on_ready: Called with the server's address once it answers.
+        on_draining: Called with it when it takes no more requests, and goes on with those under way.
+
+    Raises:
+        ServingError: The port is taken, or the engines did not start.
+    """
+    import ray
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    from calm_graph.serve.ray_app import build_app
+
+    with _listening(host, port):  # Ray would go on without a server
+        pass
+    owns_cluster = "RAY_ADDRESS" not in os.environ and not ray.is_initialized()
+    with handlers_kept(signal.SIGINT, signal.SIGTERM):  # Ray takes them for itself
+        if owns_cluster:
+            ray.init(address="local", include_dashboard=False, configure_logging=False, log_to_driver=False)
+        address = _address(host, port)
+        try:
+            with stop_on_signals() as stop:
+                serve.start(http_options=HTTPOptions(host=host, port=port))
+                handle = serve.run(build_app(settings), name=APPLICATION, route_prefix="/", blocking=False)
+                del handle
+                on_ready(address)
+                while not stop.requested:
+                    time.sleep(_POLL_S)
+                on_draining(address)
+                serve.delete(APPLICATION)
+        except RuntimeError as error:  # what Serve raises when a deployment does not come up
+            raise ServingError(f"the engines did not start: {error}") from error
+        finally:
+            serve.shutdown()
+            if owns_cluster:
+                ray.shutdown()
+
+
+class _Server(uvicorn.Server):
+    """Says when it is ready and when it drains, and leaves signal handlers as they were."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None], on_draining: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready, self._on_draining = on_ready, on_draining
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more requests, and answer those under way."""
+        self._on_draining()
+        await super().shutdown(sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Drain at the first signal; uvicorn's own would raise it again afterwards."""
+        with handlers_kept(signal.SIGINT, signal.SIGTERM) as numbers:
+            for number in numbers:
+                signal.signal(number, self.handle_exit)
+            yield
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, port))
+        except OSError as error:
+            raise ServingError(f"{host}:{port}: {error.strerror}; choose another address or port") from error
+        yield listening
+
+
+def _address(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
