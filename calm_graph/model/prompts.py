@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from calm_graph.errors import InputError
 
@@ -38,7 +38,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, *, rendered: boo
 
 
 def render_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    variables: Mapping[str, Any] | None = None,
 ) -> str:
     """Return messages as the anchor's chat template writes them.
 
@@ -46,6 +51,8 @@ def render_chat(
         tokenizer: The anchor's, with a chat template.
         messages: In order.
         add_generation_prompt: Whether the text ends where the assistant begins to speak.
+        continue_final_message: Whether the text ends with that of the last message, for more of it.
+        variables: Further ones that the template reads.
 
     Returns:
         The text, special tokens included.
@@ -57,7 +64,13 @@ def render_chat(
 
     plain = [{"role": message["role"], "content": message["content"]} for message in messages]
     try:
-        text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt)
+        text = tokenizer.apply_chat_template(
+            plain,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **(variables or {}),
+        )
     except TemplateError as error:
         raise InputError(f"messages: the anchor's chat template refuses them: {error}") from None
     assert isinstance(text, str)

@@ -1,0 +1,143 @@
+"""/v1/chat/completions: messages, written as the anchor's chat template writes them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
+from openai.types.chat.chat_completion import Choice, ChoiceLogprobs
+from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
+from openai.types.chat.chat_completion_chunk import ChoiceDelta
+from openai.types.chat.chat_completion_chunk import ChoiceLogprobs as ChunkLogprobs
+
+from calm_graph.generate.requests import PromptOutput
+from calm_graph.serve.answers import Answers
+from calm_graph.serve.logprobs import chat_logprob
+from calm_graph.serve.protocol import ChatBody
+from calm_graph.serve.record import RequestRecord, record_of
+from calm_graph.serve.replies import (
+    Call,
+    Gathered,
+    begin,
+    make_call,
+    piece_extras,
+    reply,
+    says_nothing,
+    to_json,
+    usage,
+)
+from calm_graph.serve.service import Lengths, Service, check_augmenters, check_choices, check_token_ids
+from calm_graph.serve.tokenise import chat_ids
+
+
+def chat_routes(service: Service) -> APIRouter:
+    """Return the route of chat completions."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions", response_model=ChatCompletion)
+    async def create_chat_completion(body: ChatBody, request: Request) -> Response:
+        """Answer messages."""
+        call = await prepare(service, body)
+        record = record_of(request)
+        answers = begin(service, call, request, stream=body.stream)
+        return await reply(
+            request,
+            answers,
+            stream=body.stream,
+            pieces=lambda: _pieces(call, body, answers, record),
+            whole=lambda: _whole(call, body, answers, record),
+        )
+
+    return router
+
+
+async def prepare(service: Service, body: ChatBody) -> Call:
+    """Return what a body asks of the engine.
+
+    Args:
+        service: Has the models and the limits.
+        body: Of the request.
+
+    Returns:
+        The call.
+
+    Raises:
+        ApiError: There is no such model, a value is not allowed, or the messages are empty or too long.
+    """
+    model = service.model(body.model)
+    check_augmenters(model, body.augmenters)
+    check_choices(service.settings, body.n, param="n")
+    tokenizer = service.client.tokenizer
+    check_token_ids(tokenizer, {"stop_token_ids": body.stop_token_ids, "logit_bias": [*map(int, body.logit_bias)]})
+    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    lengths = Lengths(param="messages", asked=asked, least=body.min_tokens, default=None)
+    ids, text = await chat_ids(tokenizer, body)
+    length = lengths.most(service.settings, model, len(ids))
+    sampling = body.sampling(max_new_tokens=length, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+    return make_call(body, model, [(ids, text)], [sampling], prefix="chatcmpl")
+
+
+async def _whole(call: Call, body: ChatBody, answers: Answers, record: RequestRecord) -> str:
+    """Return the response as one JSON text."""
+    gathered = [Gathered() for _ in range(call.num_choices)]
+    async for _, output in answers:
+        if not isinstance(output, PromptOutput):
+            gathered[output.choice].add(output)
+    choices = []
+    for index, answer in enumerate(gathered):
+        content = [chat_logprob(entries) for entries in answer.logprobs]
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(answer.texts), "refusal": None}
+        fields: dict[str, Any] = {
+            "index": index,
+            "message": ChatCompletionMessage.model_construct(**message),
+            "logprobs": ChoiceLogprobs.model_construct(content=content, refusal=None) if body.logprobs else None,
+            "finish_reason": answer.finish_reason,
+            **answer.extras(call),
+        }
+        choices.append(Choice.model_construct(**fields))
+    fields = {
+        "id": call.id,
+        "object": "chat.completion",
+        "created": call.created,
+        "model": call.model.name,
+        "choices": choices,
+        "usage": usage(record),
+    }
+    return to_json(ChatCompletion.model_construct(**fields))
+
+
+def _chunk(call: Call, choices: list[ChunkChoice], **further: Any) -> str:
+    fields: dict[str, Any] = {
+        "id": call.id,
+        "object": "chat.completion.chunk",
+        "created": call.created,
+        "model": call.model.name,
+        "choices": choices,
+        **further,
+    }
+    return to_json(ChatCompletionChunk.model_construct(**fields))
+
+
+def _choice(index: int, delta: dict[str, Any], **further: Any) -> ChunkChoice:
+    fields = {"index": index, "delta": ChoiceDelta.model_construct(**delta), "logprobs": None, **further}
+    return ChunkChoice.model_construct(**fields)
+
+
+async def _pieces(call: Call, body: ChatBody, answers: Answers, record: RequestRecord) -> AsyncGenerator[str, None]:
+    """Yield the response as JSON texts: the roles, then one a token."""
+    last: dict[str, Any] = {"usage": None} if body.include_usage else {}
+    for index in range(call.num_choices):
+        delta = {"role": "assistant", "content": ""}
+        yield _chunk(call, [_choice(index, delta, finish_reason=None)], **last)
+    async for _, output in answers:
+        if isinstance(output, PromptOutput) or says_nothing(call, output):
+            continue
+        further: dict[str, Any] = {"finish_reason": output.finish_reason, **piece_extras(call, output)}
+        if output.logprobs:
+            further["logprobs"] = ChunkLogprobs.model_construct(content=[chat_logprob(output.logprobs)], refusal=None)
+        delta = {"content": output.text} if output.text or output.finish_reason is None else {}
+        yield _chunk(call, [_choice(output.choice, delta, **further)], **last)
+    if body.include_usage:
+        yield _chunk(call, [], usage=usage(record))
