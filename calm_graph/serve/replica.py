@@ -28,32 +28,21 @@ class EngineReplica:
     def __init__(self, settings: ServeSettings) -> None:
         # Ray gives an actor one thread, however many CPUs it has.
         torch.set_num_threads(max(1, int(settings.num_cpus)))
-        registry = Registry(default_registry)
-        for folder in settings.registries:
-            registry.add_folder(folder)
-        models = load_models(
-            settings.named_checkpoints,
-            registry=registry,
-            dtype=settings.dtype,
-            device="cuda" if settings.num_gpus else None,
-            exports=settings.exports,
-        )
-        self._settings = settings
-        self.client = LocalClient(models, settings.engine)
+        self._client = load_client(settings)
 
     async def describe(self) -> tuple[Mapping[str, ServedModel], Any]:
         """What can be asked, and the anchor's tokenizer."""
-        return self.client.models, self.client.tokenizer
+        return self._client.models, self._client.tokenizer
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[list[Output]]:
         """Answer a request; see `EngineThread.generate_together`."""
-        async with aclosing(self.client.thread.generate_together(request)) as together:
+        async with aclosing(self._client.thread.generate_together(request)) as together:
             async for outputs in together:
                 yield outputs
 
     async def statistics(self) -> Mapping[str, Any]:
         """What its engine counts."""
-        return await self.client.statistics()
+        return await self._client.statistics()
 
     async def check_health(self) -> None:
         """Let Ray replace it if its engine has ended.
@@ -61,9 +50,31 @@ class EngineReplica:
         Raises:
             ServingError: The engine has ended.
         """
-        if not self.client.thread.is_ready:
+        if not self._client.thread.is_ready:
             raise ServingError("the engine's thread has ended")
 
     def __del__(self) -> None:
-        if (client := getattr(self, "client", None)) is not None:
+        if (client := getattr(self, "_client", None)) is not None:
             client.close()
+
+
+def load_client(settings: ServeSettings) -> LocalClient:
+    """Load what is served into this process.
+
+    Args:
+        settings: Of the deployment.
+
+    Raises:
+        CheckpointError: As `from_pretrained` says.
+    """
+    registry = Registry(default_registry)
+    for folder in settings.registries:
+        registry.add_folder(folder)
+    models = load_models(
+        settings.named_checkpoints,
+        registry=registry,
+        dtype=settings.dtype,
+        device="cuda" if settings.num_gpus else None,
+        exports=settings.exports,
+    )
+    return LocalClient(models, settings.engine)

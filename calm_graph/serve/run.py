@@ -35,11 +35,11 @@ def serve_here(settings: ServeSettings, *, host: str, port: int, on_ready: Say, 
     Raises:
         ServingError: The port is taken.
     """
-    from calm_graph.serve.replica import EngineReplica
+    from calm_graph.serve.replica import load_client
 
     with _listening(host, port) as listening:
         address = _address(host, listening.getsockname()[1])
-        client = EngineReplica(settings).client
+        client = load_client(settings)
         app = make_app(client, settings.http)
         drain_s = max(1, int(settings.drain_s))
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=drain_s)
