@@ -43,16 +43,12 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         metavar="N",
         help="engines on Ray; 0 is one in this process, without Ray; default: 1",
     )
-    parser.add_argument(
-        "--num-cpus", type=float, help="of each engine, and its threads; default: all / N"
-    )
+    parser.add_argument("--num-cpus", type=float, help="of each engine, and its threads; default: all / N")
     parser.add_argument("--num-gpus", type=float, default=0, help="of each engine; default: 0")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: what the files hold")
     parser.add_argument("--api-key-file", metavar="FILE", help="lines NAME:KEY; without keys everybody may ask")
     parser.add_argument("--max-running", type=int, default=16, metavar="N", help="answers at a time; default: 16")
-    parser.add_argument(
-        "--max-waiting", type=int, default=128, metavar="N", help="requests may wait; default: 128"
-    )
+    parser.add_argument("--max-waiting", type=int, default=128, metavar="N", help="requests may wait; default: 128")
     parser.add_argument("--max-cache-tokens", type=int, default=65_536, metavar="N", help="default: 65536")
     parser.add_argument("--drain", type=float, default=60.0, metavar="SECONDS", help="default: 60")
     parser.add_argument(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,3 +46,29 @@ class EngineStatistics:
     skipped_tokens: dict[str, int] = field(default_factory=dict)
     saved_flops: dict[str, float] = field(default_factory=dict)
     contribution: dict[str, float] = field(default_factory=dict)
+
+
+def added(engines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the counts of several engines together.
+
+    Args:
+        engines: What each counts, as a mapping.
+
+    Returns:
+        Sums, also key by key; of contributions the mean.
+    """
+    total: dict[str, Any] = {}
+    num_engines: dict[str, int] = {}
+    for engine in engines:
+        for name, value in engine.items():
+            if not isinstance(value, Mapping):
+                total[name] = total.get(name, 0) + value
+                continue
+            sums = total.setdefault(name, {})
+            for key, each in value.items():
+                sums[key] = sums.get(key, 0) + each
+                if name == "contribution":
+                    num_engines[key] = num_engines.get(key, 0) + 1
+    for key, count in num_engines.items():
+        total["contribution"][key] /= count
+    return total

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -16,10 +16,12 @@ from ray.serve.handle import DeploymentHandle
 from calm_graph.errors import CalmGraphError, OverloadedError, ServingError
 from calm_graph.generate.requests import GenerationRequest, Output, PromptOutput, TokenOutput
 from calm_graph.generate.sampler import choice_seed
+from calm_graph.generate.statistics import EngineStatistics, added
 from calm_graph.serve.client import ServedModel
 
 _MAX_LOSSES = 10
 """Replicas that one request may lose; each loss waits longer before the next try."""
+_ASK_S = 5.0
 _LOST = (RayActorError, DeploymentUnavailableError)
 
 
@@ -79,14 +81,16 @@ class RayClient:
             responses.cancel()  # nothing, if it has ended
 
     async def statistics(self) -> Mapping[str, Any]:
-        """What the engine of one replica counts."""
-        found: Mapping[str, Any] = await self._handle.statistics.remote()
-        return found
+        """What the engines of all replicas count together."""
+        found = await self._handle.broadcast("statistics").results_async(timeout_s=_ASK_S, return_exceptions=True)
+        engines = [each for each in found if isinstance(each, Mapping)]
+        # None may be running, if the deployment scales to zero.
+        return added([asdict(EngineStatistics()), *engines])
 
     async def is_ready(self) -> bool:
         """Whether a replica answers."""
         try:
-            await asyncio.wait_for(self._handle.statistics.remote(), timeout=5)
+            await asyncio.wait_for(self._handle.statistics.remote(), timeout=_ASK_S)
         except (TimeoutError, RayActorError, RayTaskError, DeploymentUnavailableError):
             return False
         return True

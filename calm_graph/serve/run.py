@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -18,6 +19,8 @@ from calm_graph.serve.serve_settings import ServeSettings
 
 APPLICATION = "calm_graph"
 _POLL_S = 0.2
+# Our own access log says more.
+_QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 Say = Callable[[str], None]
 
@@ -72,14 +75,14 @@ def serve_on_ray(settings: ServeSettings, *, host: str, port: int, on_ready: Say
         pass
     owns_cluster = "RAY_ADDRESS" not in os.environ and not ray.is_initialized()
     with handlers_kept(signal.SIGINT, signal.SIGTERM):  # Ray takes them for itself
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         if owns_cluster:
             ray.init(address="local", include_dashboard=False, configure_logging=False, log_to_driver=False)
         address = _address(host, port)
         try:
             with stop_on_signals() as stop:
-                serve.start(http_options=HTTPOptions(host=host, port=port))
-                handle = serve.run(build_app(settings), name=APPLICATION, route_prefix="/", blocking=False)
-                del handle
+                serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=_QUIET)
+                serve.run(build_app(settings), name=APPLICATION, route_prefix="/", blocking=False)
                 on_ready(address)
                 while not stop.requested:
                     time.sleep(_POLL_S)

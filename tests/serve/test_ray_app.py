@@ -1,0 +1,152 @@
+"""The application on a real Ray cluster of this machine: two engines, one of which is killed again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2 as httpx
+import openai
+import pytest
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions
+
+from calm_graph import Augmenter, every
+from calm_graph.errors import DeclarationError
+from calm_graph.serve.ray_app import build_app
+from calm_graph.serve.serve_settings import ServeSettings
+from tests.generate.test_engine import TEXTS, alone
+from tests.model.pico import Zoo
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+NUM_TOKENS = 60
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A composition, and what it answers to each prompt."""
+    zoo = Zoo(tmp_path_factory.mktemp("zoo"))
+    zoo.add("anchor", "llama", tokenizer="bytes", seed=1)
+    zoo.add("other", "gemma3_text", tokenizer="spaces", seed=3)
+    model = zoo.compose(Augmenter("other", attach=every(2)), name="pico")
+    model.save_pretrained(zoo.folder / "pico")
+    model.generation_config.eos_token_id = None
+    answers = {
+        prompt: model.tokenizer.decode(alone(model, prompt, NUM_TOKENS), skip_special_tokens=True)
+        for prompt in TEXTS[:6]
+    }
+    return zoo.folder / "pico", answers
+
+
+@pytest.fixture(scope="module")
+def address(checkpoint: tuple[Path, dict[str, str]]) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
+    settings = ServeSettings(checkpoints=(str(checkpoint[0]),), num_replicas=2, engine={"max_running": 4})
+    serve.run(build_app(settings), name="test", route_prefix="/")
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+    ray.shutdown()
+
+
+def engines() -> list[int]:
+    """Process ids of the engines of this test's cluster."""
+    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in found.splitlines() if "ray::ServeReplica:test:engine" in line]
+
+
+async def ask(address: str, prompt: str) -> str:
+    client = openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120)
+    text = ""
+    async with client:
+        stream = await client.completions.create(
+            model="pico",
+            prompt=prompt,
+            max_tokens=NUM_TOKENS,
+            temperature=0,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        async for chunk in stream:
+            text += chunk.choices[0].text if chunk.choices else ""
+    return text
+
+
+def test_answers_are_those_of_the_model_while_engines_are_killed(
+    address: str, checkpoint: tuple[Path, dict[str, str]]
+) -> None:
+    expected = checkpoint[1]
+    killed: list[int] = []
+    done = threading.Event()
+
+    def kill() -> None:
+        while not done.wait(1.5) and len(killed) < 3:
+            alive = [pid for pid in engines() if pid not in killed]
+            if len(alive) > 1:
+                os.kill(alive[0], signal.SIGKILL)
+                killed.append(alive[0])
+
+    async def ask_all() -> list[tuple[str, str]]:
+        room = asyncio.Semaphore(8)
+        found = []
+
+        async def one(prompt: str) -> None:
+            async with room:
+                found.append((prompt, await ask(address, prompt)))
+
+        rounds = 0
+        while rounds < 2 or len(killed) < 2:
+            await asyncio.gather(*(one(prompt) for prompt in [*expected] * 4))
+            rounds += 1
+        return found
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        found = asyncio.run(ask_all())
+    finally:
+        done.set()
+        killer.join()
+    assert len(killed) >= 2
+    assert {(prompt, text) for prompt, text in found} == set(expected.items())
+
+
+def test_errors_are_openais_and_the_metrics_are_there(address: str) -> None:
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+    assert [model.id for model in client.models.list()] == ["pico", "anchor"]
+    with pytest.raises(openai.NotFoundError, match="picco"):
+        client.completions.create(model="picco", prompt="so")
+    with pytest.raises(openai.BadRequestError, match=r"the context of .pico. is 192"):
+        client.completions.create(model="pico", prompt="so " * 1000)
+    with pytest.raises(openai.BadRequestError, match="othr"):
+        client.completions.create(model="pico", prompt="so", extra_body={"augmenters": {"othr": 0}})
+    assert httpx.get(f"{address}/ready").status_code == 200
+    assert "calm_graph_generation_tokens_total" in httpx.get(f"{address}/metrics").text
+
+
+def test_a_client_that_leaves_ends_its_answer(address: str) -> None:
+    body = {"model": "pico", "prompt": "so", "max_tokens": 180, "stream": True, "ignore_eos": True}
+    with httpx.stream("POST", f"{address}/v1/completions", json=body) as response:
+        next(response.iter_lines())
+    deadline = time.monotonic() + 20
+    while 'finished_reason="cancelled"' not in httpx.get(f"{address}/metrics").text:
+        assert time.monotonic() < deadline, "the engine goes on with what nobody hears"
+
+
+def test_replicas_and_autoscaling_exclude_each_other() -> None:
+    with pytest.raises(DeclarationError, match="one of them decides"):
+        ServeSettings.parse({"checkpoints": ["a"], "num_replicas": 2, "autoscaling": {"max_replicas": 3}})
+    scaled = ServeSettings(checkpoints=("a",), num_replicas=None, autoscaling={"min_replicas": 0, "max_replicas": 2})
+    assert build_app(scaled) is not None
