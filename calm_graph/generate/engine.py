@@ -27,12 +27,15 @@ from calm_graph.generate.requests import (
     TokenOutput,
 )
 from calm_graph.generate.sampler import Draw, choice_seed, draw
+from calm_graph.generate.selector import Prompt, Selector
 from calm_graph.generate.statistics import EngineStatistics
 from calm_graph.generate.text import AnswerText
 from calm_graph.model.composed import ComposedModel
 from calm_graph.model.inputs import check_ids
 from calm_graph.model.timing import RunTimes, measured_runs
 from calm_graph.model.token_bytes import TokenBytes
+from calm_graph.plan.estimate import estimate
+from calm_graph.plan.parts import Plan
 
 _MEASURE_EVERY = 32
 """Steps between measurements of what augmenters write, for the statistics."""
@@ -143,13 +146,21 @@ class Engine:
     Args:
         models: By the name that requests use. All read the first one's anchor.
         settings: What it may use.
+        selectors: Name of a composition -> what chooses among its augmenters, where a request does not name them.
 
     Raises:
         InputError: Two models have different anchors.
     """
 
-    def __init__(self, models: Mapping[str, ComposedModel], settings: EngineSettings | None = None) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, ComposedModel],
+        settings: EngineSettings | None = None,
+        *,
+        selectors: Mapping[str, Selector] | None = None,
+    ) -> None:
         self.models = dict(models)
+        self._selectors = dict(selectors or {})
         self.settings = settings or EngineSettings()
         first = next(iter(self.models.values()))
         for name, model in self.models.items():
@@ -171,6 +182,7 @@ class Engine:
         self._batch = Batch(self._anchor)
         self._cancelled: set[str] = set()
         self._prefixes = Prefixes(self.settings.prefix_tokens)
+        self._prompt_flops = {name: _prompt_flops(model.plan) for name, model in self.models.items()}
         self._times = RunTimes()
         self._statistics = EngineStatistics(cache_limit=self.settings.max_cache_tokens)
 
@@ -279,6 +291,21 @@ class Engine:
             scales[name] = float(scale)
         return scales
 
+    def _chosen(self, request: GenerationRequest) -> dict[str, float]:
+        """The factors with those that are not worth running at 0."""
+        scales = self._scales(request)
+        selector = self._selectors.get(request.composition)
+        open_names = tuple(name for name, scale in scales.items() if scale != 0 and name not in request.scales)
+        if selector is None or not open_names:
+            return scales
+        text = request.prompt_text
+        if text is None:
+            text = b"".join(self._bytes.text(request.prompt_ids)).decode(errors="replace")
+        wanted = set(selector(Prompt(text=text, ids=request.prompt_ids, augmenters=open_names)))
+        if unknown := wanted.difference(open_names):
+            raise InputError(f"selector: chose {sorted(unknown)}, but it may choose among {', '.join(open_names)}")
+        return {name: 0.0 if name in open_names and name not in wanted else scale for name, scale in scales.items()}
+
     def _width(self, request: GenerationRequest) -> int:
         """Tokens of each of its rows at the end."""
         return min(self.context_length, len(request.prompt_ids) + request.sampling.max_new_tokens)
@@ -334,7 +361,7 @@ class Engine:
 
     def _group(self, request: GenerationRequest) -> Group | None:
         """The request's augmenters, with its prompt; None if none that reaches the anchor is on."""
-        scales = self._scales(request)
+        scales = self._chosen(request)
         if not scales:
             return None
         model = self.models[request.composition]
@@ -513,10 +540,11 @@ class Engine:
         self._statistics.num_prompt_tokens += len(request.prompt_ids)
         if request.composition in self.models:
             on = {} if group is None else group.scales[0]
-            for edge in self.models[request.composition].plan.edges:
-                if not on.get(edge.source):
-                    skipped = self._statistics.skipped_tokens
-                    skipped[edge.source] = skipped.get(edge.source, 0) + len(request.prompt_ids)
+            skipped, saved = self._statistics.skipped_tokens, self._statistics.saved_flops
+            for name, flops in self._prompt_flops[request.composition].items():
+                if not on.get(name):
+                    skipped[name] = skipped.get(name, 0) + len(request.prompt_ids)
+                    saved[name] = saved.get(name, 0.0) + flops * len(request.prompt_ids)
 
     def _count_new(self, shares: Sequence[Mapping[str, float]]) -> None:
         found: dict[str, list[float]] = {}
@@ -534,3 +562,12 @@ class Engine:
 def _end_ids(model: ComposedModel) -> frozenset[int]:
     found = model.generation_config.eos_token_id
     return frozenset([found]) if isinstance(found, int) else frozenset(found or ())
+
+
+def _prompt_flops(plan: Plan) -> dict[str, int]:
+    """Augmenter -> operations for each token of a prompt, with those of its attachments."""
+    cost = estimate(plan)
+    flops = {run.name: cost.runs[run.name].flops_per_prompt_token for run in plan.runs if not run.is_anchor}
+    for (source, _), edge in cost.edges.items():
+        flops[source] += edge.flops_per_prompt_token
+    return flops

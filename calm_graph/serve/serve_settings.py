@@ -19,6 +19,8 @@ class ServeSettings(Declared):
     Args:
         checkpoints: Folders or hub ids of compositions over one anchor; `NAME=CHECKPOINT` gives one a name of your own.
         registries: Folders of cards (*.json) of models that are not built in.
+        selectors: Name of a composition -> what chooses among its augmenters where a request does not name them:
+            `package.module:function`, or a file that `LearnedSelector.save` wrote. Without one all of them run.
         exports: Folders of ONNX exports, to run in place of the augmenters they were made from.
         dtype: Of the frozen weights; None keeps what their files hold.
         num_replicas: Engines; None leaves it to `autoscaling`, and 0 is one in the process itself, without Ray (from
@@ -36,6 +38,7 @@ class ServeSettings(Declared):
 
     checkpoints: tuple[str, ...] = Field(min_length=1)
     registries: tuple[str, ...] = ()
+    selectors: dict[str, str] = Field(default_factory=dict)
     exports: tuple[str, ...] = ()
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     num_replicas: int | None = Field(default=1, ge=0)
@@ -94,6 +97,7 @@ class ServeSettings(Declared):
                     f"{name}={_absolute(each)}" if name else _absolute(each) for name, each in self.named_checkpoints
                 ),
                 "registries": tuple(_absolute(each) for each in self.registries),
+                "selectors": {name: _absolute(each) for name, each in self.selectors.items()},
                 "exports": tuple(_absolute(each) for each in self.exports),
                 "http": self.http.model_copy(
                     update={"api_keys_file": self.http.api_keys_file and self.http.api_keys_file.absolute()}
