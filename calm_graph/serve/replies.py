@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from openai.types import CompletionUsage
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -141,11 +140,6 @@ def usage(record: RequestRecord) -> CompletionUsage:
     """Return the numbers of tokens, so far."""
     prompt, new = record.num_prompt_tokens, record.num_new_tokens
     return CompletionUsage(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new)
-
-
-def to_json(model: BaseModel) -> str:
-    """Return one of OpenAI's objects as JSON: the fields that were set."""
-    return model.model_dump_json(exclude_unset=True, warnings=False)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -18,6 +18,8 @@ from calm_graph.serve.app import make_app
 from calm_graph.serve.settings import HttpSettings
 from tests.serve.scripted import ScriptedClient
 
+HTTP = httpx.Client(timeout=10)  # making one takes longer than most requests
+
 
 @dataclass(frozen=True)
 class Served:
@@ -28,7 +30,7 @@ class Served:
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
 
     def post(self, path: str, body: object, **further: object) -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", json=body, **further)  # type: ignore[arg-type]
+        return HTTP.post(f"{self.url}{path}", json=body, **further)  # type: ignore[arg-type]
 
 
 @contextmanager
