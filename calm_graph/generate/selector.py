@@ -167,15 +167,15 @@ def fit_selector(
     biases_A = torch.zeros(len(names), requires_grad=True)
     optimizer = torch.optim.LBFGS([weights_AD, biases_A], max_iter=200, line_search_fn="strong_wolfe")
 
-    def closure() -> float:
+    def closure() -> torch.Tensor:
         optimizer.zero_grad()
         logits_RA = inputs_RD @ weights_AD.T + biases_A
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits_RA, useful_RA)
         loss = loss + decay * weights_AD.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss)
+        loss.backward()
+        return loss.detach()
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     scaled_AD = weights_AD.detach() / scale_D
     return LearnedSelector(
         model,
