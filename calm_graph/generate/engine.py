@@ -5,6 +5,7 @@ An engine is driven by one thread, which calls `step` while there is work. It kn
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections import deque
@@ -14,7 +15,7 @@ from difflib import get_close_matches
 
 import torch
 
-from calm_graph.errors import InputError, OverloadedError
+from calm_graph.errors import CalmGraphError, InputError, OverloadedError, ServingError
 from calm_graph.generate.batch import Anchor, Batch, Group
 from calm_graph.generate.prefill import Prefill
 from calm_graph.generate.prefixes import Prefixes
@@ -36,6 +37,8 @@ from calm_graph.model.timing import RunTimes, measured_runs
 from calm_graph.model.token_bytes import TokenBytes
 from calm_graph.plan.estimate import estimate
 from calm_graph.plan.parts import Plan
+
+_log = logging.getLogger(__name__)
 
 _MEASURE_EVERY = 32
 """Steps between measurements of what augmenters write, for the statistics."""
@@ -180,7 +183,6 @@ class Engine:
         self._reading: list[_Reading] = []
         self._answers: list[Answer] = []
         self._batch = Batch(self._anchor)
-        self._cancelled: set[str] = set()
         self._prefixes = Prefixes(self.settings.prefix_tokens)
         self._prompt_flops = {name: _prompt_flops(model.plan) for name, model in self.models.items()}
         self._times = RunTimes()
@@ -207,9 +209,15 @@ class Engine:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
         self._waiting.append(request)
 
+    @torch.inference_mode()
     def cancel(self, request_id: str) -> None:
-        """End a request at the next step; one that is not under way is not looked for."""
-        self._cancelled.add(request_id)
+        """End a request at once, without another output; one that is not under way is not looked for."""
+        num_before = len(self._answers) + len(self._reading) + len(self._waiting)
+        self._waiting = deque(request for request in self._waiting if request.id != request_id)
+        self._reading = [reading for reading in self._reading if reading.request.id != request_id]
+        self._keep([answer.request.id != request_id for answer in self._answers])
+        num_left = len(self._answers) + len(self._reading) + len(self._waiting)
+        self._count_finished("cancelled", num_before - num_left)
 
     @torch.inference_mode()
     def step(self) -> list[Result]:
@@ -217,7 +225,6 @@ class Engine:
         began = time.perf_counter()
         results: list[Result] = []
         with measured_runs(self._times):
-            results += self._drop_cancelled()
             self._admit(results)
             self._read(results)
             if self._answers:
@@ -329,25 +336,13 @@ class Engine:
         per_request_s = self._statistics.step_s / done if done else 1.0
         return max(1.0, per_request_s * len(self._waiting))
 
-    def _drop_cancelled(self) -> list[Result]:
-        if not self._cancelled:
-            return []
-        cancelled, self._cancelled = self._cancelled, set()
-        num_before = len(self._answers) + len(self._reading) + len(self._waiting)
-        self._waiting = deque(request for request in self._waiting if request.id not in cancelled)
-        self._reading = [reading for reading in self._reading if reading.request.id not in cancelled]
-        self._keep([answer.request.id not in cancelled for answer in self._answers])
-        num_dropped = num_before - len(self._answers) - len(self._reading) - len(self._waiting)
-        self._count_finished("cancelled", num_dropped)
-        return []
-
     def _admit(self, results: list[Result]) -> None:
         while self._waiting and self._has_room(self._waiting[0]):
             request = self._waiting.popleft()
             try:
                 self._reading.append(self._begin(request))
-            except InputError as error:
-                results.append((request.id, error))
+            except Exception as error:
+                results.append((request.id, _told(error)))
 
     def _begin(self, request: GenerationRequest) -> _Reading:
         ids = (*request.prompt_ids, *request.resume_ids)
@@ -418,9 +413,9 @@ class Engine:
         try:
             while num_read < budget and not reading.prefill.is_done:
                 num_read += self._read_piece(reading, budget - num_read)
-        except InputError as error:
+        except Exception as error:
             self._reading.remove(reading)
-            results.append((reading.request.id, error))
+            results.append((reading.request.id, _told(error)))
             return num_read
         if reading.prefill.is_done:
             self._reading.remove(reading)
@@ -557,6 +552,14 @@ class Engine:
         finished = self._statistics.num_finished
         if count:
             finished[reason] = finished.get(reason, 0) + count
+
+
+def _told(error: Exception) -> Exception:
+    """What the one who asked is told of an error that ends this request alone."""
+    if isinstance(error, CalmGraphError):
+        return error
+    _log.error("a request could not be read", exc_info=error)
+    return ServingError(f"the request could not be read: {type(error).__name__}: {error}")
 
 
 def _end_ids(model: ComposedModel) -> frozenset[int]:

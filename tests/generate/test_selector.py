@@ -41,6 +41,26 @@ def test_what_a_request_names_is_not_asked_about(zoo: Zoo) -> None:
     assert {*engine.statistics().augmenter_tokens} == {"window"}
 
 
+def test_a_selector_that_fails_ends_its_request_alone(zoo: Zoo) -> None:
+    model = compose(zoo, "same")
+
+    def choose(prompt: Prompt) -> list[str]:
+        if "fox" in prompt.text:
+            raise RuntimeError("no route to host")
+        return ["same"]
+
+    engine = Engine({"c": model}, selectors={"c": choose})
+    for prompt in TEXTS[:3]:
+        engine.add(ask(model, prompt, id=prompt))
+    results = []
+    while engine.has_work:
+        results += engine.step()
+    failed = {id: output for id, output in results if isinstance(output, Exception)}
+    assert {*failed} == {TEXTS[1]} and "no route to host" in str(failed[TEXTS[1]])
+    for prompt in (TEXTS[0], TEXTS[2]):
+        assert tokens([output for id, output in results if id == prompt]) == alone(model, prompt, 12)
+
+
 def test_a_selector_that_chooses_something_else_is_an_error(zoo: Zoo) -> None:
     model = compose(zoo, "same")
     engine = Engine({"c": model}, selectors={"c": lambda prompt: ["sane"]})
