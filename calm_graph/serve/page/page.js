@@ -92,7 +92,8 @@ async function failureOf(response) {
 /** Yield the objects of a stream of server-sent events; a stream without its end is a failure. */
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  const cut = (text) => new Failure("cut", "The answer was cut off", text);
+  const request = response.headers.get("x-request-id");
+  const cut = (text) => new Failure("cut", "The answer was cut off", text, { request });
   let held = "";
   try {
     while (true) {
@@ -142,7 +143,7 @@ async function load() {
   $("model").value = state.models.some(({ id }) => id === wanted) ? wanted : state.models[0].id;
   choose($("model").value);
   ready();
-  if (!state.turns.length && matchMedia("(hover: hover)").matches) $("prompt").focus();
+  if (!state.turns.length && !matchMedia("(pointer: coarse)").matches) $("prompt").focus();
 }
 
 const composition = () => state.compositions.get(state.model.id);
@@ -184,9 +185,10 @@ function choose(id) {
     : "It was never shown a conversation: each prompt stands alone, and is continued as it is.");
   $("welcome-text").textContent = about.filter(Boolean).join("\n");
   $("prompt").placeholder = converses() ? "Ask something" : "Begin a text for it to continue";
-  // A small context is filled as far as it goes; in a large one an answer without an end is no pleasure.
-  $("max-tokens").max = state.model.max_model_len ?? "";
-  if (!$("max-tokens").dataset.touched) $("max-tokens").value = (state.model.max_model_len ?? 0) > 1024 ? 512 : "";
+  // An answer without an end is no pleasure in a large context, and in a small one leaves no room for a conversation.
+  const context = state.model.max_model_len ?? 4096;
+  $("max-tokens").max = context;
+  if (!$("max-tokens").dataset.touched) $("max-tokens").value = context > 1024 ? 512 : converses() ? Math.floor(context / 4) : "";
   drawGraph(found);
   drawAugmenters();
 }
@@ -311,9 +313,11 @@ function drawLegend() {
   $("legend").hidden = !allTokens().length || !seen.size;
   const before = [...document.querySelectorAll(".chips button")].map((chip) => chip.title).join("\n");
   if ([...seen].join("\n") === before) return;
+  const common = commonStart([...seen]);
   document.querySelector(".chips").replaceChildren(...[...seen].map((name) => {
-    const chip = make("button", { type: "button", title: name, "aria-pressed": String(!state.muted.has(name)) },
-      make("i", { className: "dot" }), make("span", { textContent: name }));
+    const pressed = String(!state.muted.has(name));
+    const chip = make("button", { type: "button", title: name, "aria-label": name, "aria-pressed": pressed },
+      make("i", { className: "dot" }), make("span", { textContent: name.slice(common) }));
     chip.style.setProperty("--c", colourOf(name));
     chip.addEventListener("click", () => {
       if (!state.muted.delete(name)) state.muted.add(name);
@@ -322,6 +326,14 @@ function drawLegend() {
     });
     return chip;
   }));
+}
+
+/** Return how many characters all names begin with, up to a hyphen or so: they tell nothing apart. */
+function commonStart(names) {
+  if (names.length < 2) return 0;
+  let length = 0;
+  while (length < names[0].length && names.every((name) => name[length] === names[0][length])) length += 1;
+  return Math.max(...["-", "_", "/", " "].map((mark) => names[0].lastIndexOf(mark, length - 1))) + 1;
 }
 
 /** Say beside each slider what its augmenter wrote into the last answer. */
