@@ -12,7 +12,7 @@ from calm_graph.generate.engine_thread import EngineThread
 from calm_graph.generate.requests import GenerationRequest, Output
 from calm_graph.generate.selector import Selector
 from calm_graph.model.composed import ComposedModel
-from calm_graph.plan.draw import mermaid
+from calm_graph.plan.draw import colours, mermaid, svg
 from calm_graph.serve.client import ServedModel
 
 
@@ -79,6 +79,8 @@ def served_models(engine: Engine) -> dict[str, ServedModel]:
             graph={
                 "composition": plan.composition.model_dump(mode="json"),
                 "mermaid": mermaid(plan),
+                "svg": svg(plan),
+                "colours": colours(plan),
                 "attachments": [
                     {
                         "augmenter": planned.source,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import uvicorn
 
@@ -91,9 +92,11 @@ def serve_on_ray(settings: ServeSettings, *, host: str, port: int, on_ready: Say
         except RuntimeError as error:  # what Serve raises when a deployment does not come up
             raise ServingError(f"the engines did not start: {error}") from error
         finally:
-            serve.shutdown()
-            if owns_cluster:
-                ray.shutdown()
+            # Ray prints that the controller, which it has just killed, is dead.
+            with redirect_stdout(io.StringIO()):
+                serve.shutdown()
+                if owns_cluster:
+                    ray.shutdown()
 
 
 class _Server(uvicorn.Server):

@@ -34,10 +34,13 @@ class Served:
 
 
 @contextmanager
-def serving(client: ScriptedClient | None = None, settings: HttpSettings | None = None) -> Iterator[Served]:
+def serving(
+    client: ScriptedClient | None = None, settings: HttpSettings | None = None, *, port: int = 0
+) -> Iterator[Served]:
     client = client or ScriptedClient()
     listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
     config = uvicorn.Config(make_app(client, settings), log_level="warning", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
