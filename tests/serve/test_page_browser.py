@@ -304,6 +304,9 @@ def test_each_failure_says_what_happened(page: Page, served: Served, prompt: str
     assert notice.find_element("tag name", "button").text == ("Start anew" if kind == "long" else "Try again")
     assert tokens(page) == (["0 ", "1 ", "2 "] if kind == "cut" else [])
     assert ("request " in notice.text) is (kind in ("broken", "cut"))
+    if kind == "long":
+        notice.find_element("tag name", "button").click()
+        assert not page.all(".turn") and page.one("#prompt").get_property("value") == prompt
 
 
 def test_an_overloaded_server_is_asked_again_after_a_while(page: Page, served: Served) -> None:
@@ -321,8 +324,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(page: Page, tmp_path: Path) -> 
     keys.write_text("ann:sesame\n")
     with serving(settings=HttpSettings(api_keys_file=keys)) as served:
         page.open(served.url, ready=False)
-        page.notice("key")
-        assert page.focused() == "key"
+        page.wait(lambda: page.focused() == "key")
         page.press("wrong", "\ue007")
         page.wait(lambda: "does not know" in page.one("#key-form").text)
         page.press("sesame", "\ue007")

@@ -124,7 +124,7 @@ async function* events(response) {
 
 async function load() {
   $("notice-slot").replaceChildren();
-  $("welcome").hidden = false;
+  $("welcome").hidden = state.turns.length > 0;
   try {
     const [models, compositions] = await Promise.all(["v1/models", "v1/compositions"].map(async (path) => (await ask(path)).json()));
     state.models = models.data;
@@ -133,7 +133,8 @@ async function load() {
   } catch (failure) {
     if (!(failure instanceof Failure)) throw failure;
     $("welcome").hidden = true;
-    showFailure($("notice-slot"), failure, load);
+    if (failure.kind === "key") askForKey(load);
+    else showFailure($("notice-slot"), failure, load);
     return;
   }
   $("key-section").hidden = !state.key;
@@ -177,6 +178,7 @@ function choose(id) {
   state.model = state.models.find((model) => model.id === id);
   const found = composition();
   $("welcome-title").textContent = id;
+  document.title = `${id} · calm_graph`;
   const about = [found?.graph.composition?.description];
   if (found) about.push(`${found.anchor} reads ${found.augmenters.join(", ")}.`);
   else about.push("The anchor alone, without augmenters.");
@@ -286,7 +288,7 @@ function paint(element, contributions) {
   let from = 0;
   const stops = shares.map(([name, share]) => {
     const to = from + 100 * share / sum;
-    const stop = `${colourOf(name)} ${from.toFixed(1)}% ${to.toFixed(1)}%`;
+    const stop = `color-mix(in srgb, ${colourOf(name)} 80%, transparent) ${from.toFixed(1)}% ${to.toFixed(1)}%`;
     from = to;
     return stop;
   });
@@ -478,7 +480,8 @@ async function run(turn) {
     else if (!(failure instanceof Failure)) throw failure;
     else {
       turn.failed = true;
-      if (mine === state.running) showFailure(turn.notice, failure, () => run(turn));
+      const again = failure.code === "model_not_found" ? async () => { await load(); run(turn); } : () => run(turn);
+      if (mine === state.running) showFailure(turn.notice, failure, again);
     }
   } finally {
     turn.answer.removeAttribute("aria-busy");
@@ -560,7 +563,7 @@ function turnedDown(body) {
 
 /** Show what went wrong in a place, with what can be done about it. */
 function showFailure(place, failure, again) {
-  if (failure.kind === "key") askForKey(failure, again);
+  if (failure.kind === "key") askForKey(again);
   const text = make("div", { role: "alert" }, make("strong", { textContent: failure.title }),
     make("p", { textContent: failure.kind === "key" ? "Give one above; the request is then sent again." : failure.text }));
   if (["broken", "cut", "late"].includes(failure.kind) && failure.request) {
@@ -570,7 +573,13 @@ function showFailure(place, failure, again) {
   if (failure.kind === "key") { /* the form above has the button */ }
   else if (failure.kind === "long") {
     const button = make("button", { type: "button", textContent: "Start anew" });
-    button.addEventListener("click", startAnew);
+    button.addEventListener("click", () => {
+      const turn = state.turns.find((each) => each.notice === place);
+      startAnew();
+      $("prompt").value = turn?.prompt ?? ""; // to be shortened, or to be sent without what was before it
+      fitPrompt();
+      ready();
+    });
     notice.append(button);
   }
   else {
@@ -593,7 +602,7 @@ function showFailure(place, failure, again) {
 
 let afterKey = null;
 
-function askForKey(failure, again) {
+function askForKey(again) {
   afterKey = again;
   $("key-text").textContent = state.key
     ? "It does not know the one that was sent. Another one is kept until this tab is closed."
