@@ -180,10 +180,10 @@ def test_a_prompt_is_answered_and_an_augmenter_switched_off_writes_nothing(page:
     assert "9 + 2 tokens" in page.one(".meta").text and "tokens/s" in page.one(".meta").text
     assert [each.text[:6] for each in page.all(".wrote")] == ["wrote ", "wrote "]
     arrow = '.graph [data-augmenter="demo-prices-kitchen"]'
-    before = page.run(f"return document.querySelector('{arrow}').style.strokeOpacity")
+    before = page.run(f"return document.querySelector('{arrow}').style.opacity")
 
     page.one('[data-name="demo-prices-kitchen"] .switch').click()
-    assert page.run(f"return document.querySelector('{arrow}').style.strokeOpacity") < before
+    assert page.run(f"return document.querySelector('{arrow}').style.opacity") < before
     page.one(".regenerate").click()
     page.answer()
     said = numbers(page)

@@ -212,7 +212,6 @@ function drawGraph(found) {
       if (named.has(colour)) element.style[paint] = `color-mix(in oklab, ${colour} var(--own), white)`;
     }
   }
-  $("graph-title").textContent = found.id;
   placeGraph(document.importNode(drawing, true));
 }
 
@@ -264,7 +263,7 @@ function showScales() {
   for (const arrow of document.querySelectorAll(".graph [data-augmenter]")) {
     const scale = scales.get(arrow.dataset.augmenter);
     const value = scale?.on ? Math.abs(scale.value) : 0;
-    arrow.style.strokeOpacity = value ? Math.min(0.95, 0.35 + 0.5 * value) : 0.12;
+    arrow.style.opacity = value ? Math.min(1, 0.4 + 0.6 * value) : 0.15; // of its head too
     arrow.style.strokeWidth = value ? 0.8 + 0.9 * Math.min(value, 3) : 1;
   }
 }
