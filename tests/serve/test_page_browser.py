@@ -348,6 +348,7 @@ def test_a_server_that_is_gone_and_comes_back(page: Page) -> None:
         page.open(served.url).send("!slow")
         page.wait(lambda: len(tokens(page)) >= 2)
     assert "cut off" in page.notice("cut").text and len(tokens(page)) >= 2
+    page.fill("#max-tokens", "4")
     page.send("hello")
     notice = page.notice("unreachable")
     assert "cannot be reached" in notice.text
