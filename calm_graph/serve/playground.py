@@ -66,7 +66,6 @@ def _read(name: str) -> _File:
         "Content-Security-Policy": POLICY,
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
-        "Cross-Origin-Opener-Policy": "same-origin",
         # Files of two versions must not meet in one page: browsers ask each time, and mostly hear that nothing changed.
         "Cache-Control": "no-cache",
         "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',

@@ -180,10 +180,10 @@ def test_a_prompt_is_answered_and_an_augmenter_switched_off_writes_nothing(page:
     assert "9 + 2 tokens" in page.one(".meta").text and "tokens/s" in page.one(".meta").text
     assert [each.text[:6] for each in page.all(".wrote")] == ["wrote ", "wrote "]
     arrow = '.graph [data-augmenter="demo-prices-kitchen"]'
-    before = page.run(f"return document.querySelector('{arrow}').style.strokeOpacity")
+    before = page.run(f"return document.querySelector('{arrow}').style.opacity")
 
     page.one('[data-name="demo-prices-kitchen"] .switch').click()
-    assert page.run(f"return document.querySelector('{arrow}').style.strokeOpacity") < before
+    assert page.run(f"return document.querySelector('{arrow}').style.opacity") < before
     page.one(".regenerate").click()
     page.answer()
     said = numbers(page)
@@ -304,6 +304,9 @@ def test_each_failure_says_what_happened(page: Page, served: Served, prompt: str
     assert notice.find_element("tag name", "button").text == ("Start anew" if kind == "long" else "Try again")
     assert tokens(page) == (["0 ", "1 ", "2 "] if kind == "cut" else [])
     assert ("request " in notice.text) is (kind in ("broken", "cut"))
+    if kind == "long":
+        notice.find_element("tag name", "button").click()
+        assert not page.all(".turn") and page.one("#prompt").get_property("value") == prompt
 
 
 def test_an_overloaded_server_is_asked_again_after_a_while(page: Page, served: Served) -> None:
@@ -321,8 +324,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(page: Page, tmp_path: Path) -> 
     keys.write_text("ann:sesame\n")
     with serving(settings=HttpSettings(api_keys_file=keys)) as served:
         page.open(served.url, ready=False)
-        page.notice("key")
-        assert page.focused() == "key"
+        page.wait(lambda: page.focused() == "key")
         page.press("wrong", "\ue007")
         page.wait(lambda: "does not know" in page.one("#key-form").text)
         page.press("sesame", "\ue007")
@@ -346,6 +348,7 @@ def test_a_server_that_is_gone_and_comes_back(page: Page) -> None:
         page.open(served.url).send("!slow")
         page.wait(lambda: len(tokens(page)) >= 2)
     assert "cut off" in page.notice("cut").text and len(tokens(page)) >= 2
+    page.fill("#max-tokens", "4")
     page.send("hello")
     notice = page.notice("unreachable")
     assert "cannot be reached" in notice.text

@@ -124,7 +124,7 @@ async function* events(response) {
 
 async function load() {
   $("notice-slot").replaceChildren();
-  $("welcome").hidden = false;
+  $("welcome").hidden = state.turns.length > 0;
   try {
     const [models, compositions] = await Promise.all(["v1/models", "v1/compositions"].map(async (path) => (await ask(path)).json()));
     state.models = models.data;
@@ -133,7 +133,8 @@ async function load() {
   } catch (failure) {
     if (!(failure instanceof Failure)) throw failure;
     $("welcome").hidden = true;
-    showFailure($("notice-slot"), failure, load);
+    if (failure.kind === "key") askForKey(load);
+    else showFailure($("notice-slot"), failure, load);
     return;
   }
   $("key-section").hidden = !state.key;
@@ -177,6 +178,7 @@ function choose(id) {
   state.model = state.models.find((model) => model.id === id);
   const found = composition();
   $("welcome-title").textContent = id;
+  document.title = `${id} · calm_graph`;
   const about = [found?.graph.composition?.description];
   if (found) about.push(`${found.anchor} reads ${found.augmenters.join(", ")}.`);
   else about.push("The anchor alone, without augmenters.");
@@ -210,7 +212,6 @@ function drawGraph(found) {
       if (named.has(colour)) element.style[paint] = `color-mix(in oklab, ${colour} var(--own), white)`;
     }
   }
-  $("graph-title").textContent = found.id;
   placeGraph(document.importNode(drawing, true));
 }
 
@@ -262,7 +263,7 @@ function showScales() {
   for (const arrow of document.querySelectorAll(".graph [data-augmenter]")) {
     const scale = scales.get(arrow.dataset.augmenter);
     const value = scale?.on ? Math.abs(scale.value) : 0;
-    arrow.style.strokeOpacity = value ? Math.min(0.95, 0.35 + 0.5 * value) : 0.12;
+    arrow.style.opacity = value ? Math.min(1, 0.4 + 0.6 * value) : 0.15; // of its head too
     arrow.style.strokeWidth = value ? 0.8 + 0.9 * Math.min(value, 3) : 1;
   }
 }
@@ -286,7 +287,7 @@ function paint(element, contributions) {
   let from = 0;
   const stops = shares.map(([name, share]) => {
     const to = from + 100 * share / sum;
-    const stop = `${colourOf(name)} ${from.toFixed(1)}% ${to.toFixed(1)}%`;
+    const stop = `color-mix(in srgb, ${colourOf(name)} 80%, transparent) ${from.toFixed(1)}% ${to.toFixed(1)}%`;
     from = to;
     return stop;
   });
@@ -478,7 +479,8 @@ async function run(turn) {
     else if (!(failure instanceof Failure)) throw failure;
     else {
       turn.failed = true;
-      if (mine === state.running) showFailure(turn.notice, failure, () => run(turn));
+      const again = failure.code === "model_not_found" ? async () => { await load(); run(turn); } : () => run(turn);
+      if (mine === state.running) showFailure(turn.notice, failure, again);
     }
   } finally {
     turn.answer.removeAttribute("aria-busy");
@@ -560,7 +562,7 @@ function turnedDown(body) {
 
 /** Show what went wrong in a place, with what can be done about it. */
 function showFailure(place, failure, again) {
-  if (failure.kind === "key") askForKey(failure, again);
+  if (failure.kind === "key") askForKey(again);
   const text = make("div", { role: "alert" }, make("strong", { textContent: failure.title }),
     make("p", { textContent: failure.kind === "key" ? "Give one above; the request is then sent again." : failure.text }));
   if (["broken", "cut", "late"].includes(failure.kind) && failure.request) {
@@ -570,7 +572,13 @@ function showFailure(place, failure, again) {
   if (failure.kind === "key") { /* the form above has the button */ }
   else if (failure.kind === "long") {
     const button = make("button", { type: "button", textContent: "Start anew" });
-    button.addEventListener("click", startAnew);
+    button.addEventListener("click", () => {
+      const turn = state.turns.find((each) => each.notice === place);
+      startAnew();
+      $("prompt").value = turn?.prompt ?? ""; // to be shortened, or to be sent without what was before it
+      fitPrompt();
+      ready();
+    });
     notice.append(button);
   }
   else {
@@ -593,7 +601,7 @@ function showFailure(place, failure, again) {
 
 let afterKey = null;
 
-function askForKey(failure, again) {
+function askForKey(again) {
   afterKey = again;
   $("key-text").textContent = state.key
     ? "It does not know the one that was sent. Another one is kept until this tab is closed."
