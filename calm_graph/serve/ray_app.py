@@ -6,6 +6,7 @@ settings.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -36,15 +37,19 @@ class Ingress:
         return self._app
 
 
-def build_app(settings: ServeSettings) -> Application:
+def build_app(settings: ServeSettings | Mapping[str, Any]) -> Application:
     """Build the application.
 
     Args:
-        settings: What is deployed.
+        settings: What is deployed; Ray hands over the `args:` of a file as they stand.
 
     Returns:
         For `serve.run`, `serve run` or `serve deploy`.
+
+    Raises:
+        DeclarationError: Settings are unknown or out of range; all of them are listed.
     """
+    settings = settings if isinstance(settings, ServeSettings) else ServeSettings.parse(settings, where="args")
     settings = settings.absolute()
     capacity = settings.engine.max_running + settings.engine.max_waiting
     scaling: dict[str, Any] = {"num_replicas": settings.num_replicas}

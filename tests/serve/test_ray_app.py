@@ -150,3 +150,6 @@ def test_replicas_and_autoscaling_exclude_each_other() -> None:
         ServeSettings.parse({"checkpoints": ["a"], "num_replicas": 2, "autoscaling": {"max_replicas": 3}})
     scaled = ServeSettings(checkpoints=("a",), num_replicas=None, autoscaling={"min_replicas": 0, "max_replicas": 2})
     assert build_app(scaled) is not None
+    assert build_app({"checkpoints": ["a"], "engine": {"max_running": 2}}) is not None
+    with pytest.raises(DeclarationError, match=r"settings.num_replica: .*did you mean 'num_replicas'"):
+        build_app({"checkpoints": ["a"], "num_replica": 2})
