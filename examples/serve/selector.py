@@ -53,9 +53,9 @@ def main() -> None:
         by_kind = [right[place * count : (place + 1) * count] for place in range(len(kinds))]
         seconds = time.perf_counter() - began_s
         counts = engine.statistics()
+        shares = (f"{kind} {100 * sum(of) / count:.1f}%" for kind, of in zip(kinds, by_kind, strict=True))
         print(
-            f"{name:<9} {' '.join(f'{kind} {100 * sum(of) / count:.1f}%' for kind, of in zip(kinds, by_kind, strict=True))}"
-            f", {seconds:.1f} s; augmenters ran over "
+            f"{name:<9} {' '.join(shares)}, {seconds:.1f} s; augmenters ran over "
             f"{sum(counts.augmenter_tokens.values()):,} tokens in {sum(counts.augmenter_s.values()):.2f} s; "
             f"saved {sum(counts.skipped_tokens.values()):,} tokens, {sum(counts.saved_flops.values()) / 1e9:.1f} GFLOPs"
         )
