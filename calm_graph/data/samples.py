@@ -51,7 +51,7 @@ class Batch(TypedDict):
 
     input_ids, attention_mask (bool) and labels are B x T, padded on the right; prompt_lengths is B; prompt_texts has
     one text per sample; augmenter_inputs has tensors B x ... for each augmenter with inputs of its own; stored_states
-    is there when states are cached.
+    is there when states are cached, and augmenter_scales, float B for each augmenter, when they are chosen by row.
     """
 
     input_ids: Tensor
@@ -61,6 +61,7 @@ class Batch(TypedDict):
     prompt_texts: list[str]
     augmenter_inputs: dict[str, dict[str, Tensor]]
     stored_states: NotRequired[Mapping[str, StoredStates]]
+    augmenter_scales: NotRequired[Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -85,6 +86,7 @@ class Dataset:
         num_skipped: Samples left out because they are too long.
         num_cut: Samples shortened to the longest length allowed.
         states_of: Reads the cached states of a batch; None where nothing is cached.
+        scales_of: Chooses the augmenters of each row of a batch; None where all are on.
     """
 
     input_ids: NDArray[np.int32]
@@ -101,6 +103,7 @@ class Dataset:
     num_skipped: int = 0
     num_cut: int = 0
     states_of: Callable[[Batch], Mapping[str, StoredStates]] | None = None
+    scales_of: Callable[[Batch], Mapping[str, Tensor]] | None = None
 
     @classmethod
     def of(cls, samples: Sequence[Sample], *, pad_token_id: int) -> Dataset:
@@ -181,6 +184,8 @@ class Dataset:
         batch = collate([self[index] for index in indices], pad_token_id=self.pad_token_id)
         if self.states_of is not None:
             batch["stored_states"] = self.states_of(batch)
+        if self.scales_of is not None:
+            batch["augmenter_scales"] = self.scales_of(batch)
         return batch
 
     def num_supervised(self, indices: Sequence[int]) -> int:

@@ -18,7 +18,7 @@ from calm_graph.errors import InputError
 
 _FACTS_FILE = "dataset.json"
 _COUNTS = ("pad_token_id", "num_skipped", "num_cut")
-_OTHERS = (*_COUNTS, "sources", "augmenter_inputs", "states_of")
+_OTHERS = (*_COUNTS, "sources", "augmenter_inputs", "states_of", "scales_of")
 _COLUMNS = tuple(field.name for field in fields(Dataset) if field.name not in _OTHERS)
 
 

@@ -46,6 +46,8 @@ class TrainSettings(Declared):
         checkpoint_every_steps: Steps between two resumable checkpoints; the last step has one anyway.
         keep_checkpoints: How many resumable checkpoints stay on disk, newest first.
         log_every_steps: Steps between two progress lines when there is no terminal.
+        selector: `package.module:function`, which chooses among the augmenters for each row's prompt, as one may when
+            serving: those that are not chosen add nothing to it. A composition learns to do without them where it will.
         precision: `fp32`, or `bf16` autocast; the trained weights are kept as they are either way. Frozen weights are
             kept as their files hold them, but `fp32` on a CPU widens them, which is exact and much faster.
         activation_checkpointing: Run the frozen blocks again in the backward instead of keeping what they computed: the
@@ -86,6 +88,7 @@ class TrainSettings(Declared):
     checkpoint_every_steps: int = Field(default=200, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every_steps: int = Field(default=10, ge=1)
+    selector: str | None = None
     precision: Precision = "fp32"
     activation_checkpointing: bool = False
     sharding: Sharding = "none"

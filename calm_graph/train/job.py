@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
-from calm_graph.data.samples import Dataset
+from calm_graph.data.samples import Batch, Dataset
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import TrainingError
+from calm_graph.generate.selector import Prompt, Selector, read_selector
 from calm_graph.model.build import build_model
 from calm_graph.model.checkpoint import put_tensors
 from calm_graph.model.composed import ComposedModel
@@ -62,6 +64,12 @@ class Job:
             put_tensors(model, self.start, where="the model given")
         return model
 
+    def _selected(self, dataset: Dataset, model: ComposedModel) -> Dataset:
+        if self.settings.selector is None:
+            return dataset
+        selector = read_selector(self.settings.selector, model)
+        return replace(dataset, scales_of=partial(_chosen_scales, selector, model))
+
     def run(
         self,
         model: ComposedModel,
@@ -96,8 +104,8 @@ class Job:
         torch.manual_seed(self.settings.seed)
         loop = Loop(
             model=model,
-            dataset=self.dataset,
-            eval_dataset=self.eval_dataset,
+            dataset=self._selected(self.dataset, model),
+            eval_dataset=None if self.eval_dataset is None else self._selected(self.eval_dataset, model),
             folder=self.folder,
             settings=self.settings,
             reporter=reporter,
@@ -105,6 +113,17 @@ class Job:
             workers=workers,
         )
         return loop.run(self.folder.last_state())
+
+
+def _chosen_scales(selector: Selector, model: ComposedModel, batch: Batch) -> dict[str, torch.Tensor]:
+    """For each augmenter that the anchor reads, its factor in each row: 0 where it is not chosen."""
+    edges = {edge.source: edge.scale for edge in model.plan.into(model.plan.anchor.name)}
+    lengths: list[int] = batch["prompt_lengths"].tolist()
+    chosen = [
+        set(selector(Prompt(text=text, ids=tuple(ids[:length].tolist()), augmenters=tuple(edges))))
+        for text, ids, length in zip(batch["prompt_texts"], batch["input_ids"], lengths, strict=True)
+    ]
+    return {name: torch.tensor([scale if name in names else 0.0 for names in chosen]) for name, scale in edges.items()}
 
 
 def find_device(name: str) -> torch.device:

@@ -175,7 +175,12 @@ def run(
     inputs: dict[str, Any] = {
         name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()
     }
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    scales = inputs.pop("augmenter_scales", {})
+    composed: Any = getattr(model, "module", model)  # DistributedDataParallel is around it
+    with (
+        composed.augmenters(scales),
+        torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
+    ):
         loss = model(**inputs, num_items_in_batch=num_items_in_batch).loss
     assert isinstance(loss, Tensor)
     return loss

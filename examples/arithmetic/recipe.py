@@ -67,6 +67,7 @@ def train_composition(
     recipe: Recipe = RECIPE,
     registry: Registry | None = None,
     num_workers: int = 0,
+    selector: str | None = None,
 ) -> ComposedModel:
     """Train a composition on expressions over the keys of one split.
 
@@ -81,6 +82,7 @@ def train_composition(
         recipe: How.
         registry: Where the composition's models are looked up; None is the default one.
         num_workers: Ray workers that share the steps; 0 trains in this process.
+        selector: As in `TrainSettings`.
 
     Returns:
         The trained model.
@@ -105,6 +107,7 @@ def train_composition(
         seed=seed,
         device="cpu",
         num_workers=num_workers,
+        selector=selector,
     )
     fit(model, data=data, out=out, settings=settings, show=show)
     return model

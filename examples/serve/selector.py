@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 
 from calm_graph.generate.engine import Engine, EngineSettings
 from calm_graph.generate.models import load_models
@@ -15,8 +16,10 @@ from calm_graph.generate.sampling import Sampling
 from calm_graph.generate.selector import Prompt
 from calm_graph.model.composed import ComposedModel
 from calm_graph.model.prompts import prompt_ids
+from examples.arithmetic.compositions import both
 from examples.arithmetic.data import Row, test_rows
 from examples.arithmetic.demo import SHIPPED
+from examples.arithmetic.recipe import train_composition
 from registry import registry
 from registry.weights import load_tokenizer
 
@@ -36,14 +39,26 @@ def main() -> None:
     """Ask the same questions with both augmenters and with those that are chosen, and compare."""
     parser = argparse.ArgumentParser(prog="python -m examples.serve.selector", description=__doc__)
     parser.add_argument("--count", type=int, default=300, help="questions of each kind")
-    count = parser.parse_args().count
-    models = load_models([("demo-both", SHIPPED)])
-    both = ["garden", "kitchen"]
+    parser.add_argument("--train", type=int, metavar="STEPS", help="train a composition as it is served")
+    parser.add_argument("--out", type=Path, default=Path("runs/selector"), help="of the training")
+    options = parser.parse_args()
+    count = options.count
+    if options.train:
+        train_composition(
+            both,
+            ["garden", "kitchen"],
+            steps=options.train,
+            seed=0,
+            out=options.out,
+            selector="examples.serve.selector:choose",
+        )
+    models = load_models([("demo-both", options.out if options.train else SHIPPED)])
+    names = ["garden", "kitchen"]
     kinds = {
-        "numbers": test_rows("numeric", both, split="unseen", count=count),
+        "numbers": test_rows("numeric", names, split="unseen", count=count),
         "garden": test_rows("key_value", ["garden"], split="unseen", count=count),
         "kitchen": test_rows("key_value", ["kitchen"], split="unseen", count=count),
-        "mixed": test_rows("mixed", both, split="unseen", count=count),
+        "mixed": test_rows("mixed", names, split="unseen", count=count),
     }
     rows = [row for kind in kinds.values() for row in kind]
     for name, selectors in (("both run", {}), ("chosen", {"demo-both": choose})):

@@ -24,6 +24,7 @@ from calm_graph.data.load import load_dataset
 from calm_graph.declare.composition import Augmenter
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import CheckpointError, InputError, TrainingError
+from calm_graph.generate.selector import Prompt
 from calm_graph.model.composed import ComposedModel
 from calm_graph.train import TrainingInterrupted, TrainResult, fit
 from calm_graph.train import job as job_module
@@ -429,3 +430,23 @@ def test_rows_must_agree_on_augmenter_inputs(train_zoo: Zoo) -> None:
     tokenizer = train_zoo.compose(Augmenter("same", attach=every(2))).tokenizer
     with pytest.raises(InputError, match=r"data\[1\].*\(3, 8, 8\).*data\[0\].*\(3, 16, 16\)"):
         load_dataset(rows, tokenizer, max_length=None)
+
+
+def only_the_fox(prompt: Prompt) -> tuple[str, ...]:
+    return prompt.augmenters if "fox" in prompt.text else ()
+
+
+def test_a_selector_switches_augmenters_off_row_by_row(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    rows = [{"prompt": "the fox", "completion": " jumps"}, {"prompt": "so", "completion": " long"}]
+    settings = quick(selector=f"{__name__}:only_the_fox", max_steps=1, batch_size=2)
+    recorded: list[torch.Tensor] = []
+    hook = next(iter(model.attachments.values())).output.register_full_backward_hook(
+        lambda _, __, gradients: recorded.append(gradients[0].abs().sum(dim=(1, 2)))
+    )
+    fit(model, data=rows, out=tmp_path, settings=settings, show="none")
+    hook.remove()
+    (gradient_B,) = recorded
+    assert sorted((gradient_B > 0).tolist()) == [False, True]
+    with pytest.raises(InputError, match="selector: got 'nowhere:f'"):
+        fit(model, data=rows, out=tmp_path / "b", settings=quick(selector="nowhere:f"), show="none")
