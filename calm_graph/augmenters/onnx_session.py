@@ -78,6 +78,10 @@ class OnnxSession:
         options.intra_op_num_threads = settings.num_threads or 0
         # Threads that spin between two calls would take the cores from the anchor, which runs in torch.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # Looking for memory to share takes seconds for a thousand nodes and saves none: buffers are freed as they are
+        # read for the last time. Patterns of memory are kept for each shape, and each step has a shape of its own.
+        options.enable_mem_reuse = False
+        options.enable_mem_pattern = False
         options.log_severity_level = 3
         try:
             self._session = ort.InferenceSession(graph, options, providers=[*settings.providers])
