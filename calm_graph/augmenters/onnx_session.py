@@ -160,12 +160,18 @@ class OnnxSession:
         Raises:
             OnnxError: The runtime refuses the inputs.
         """
-        binding = self._session.io_binding()
+        names = [*outputs]
         try:
-            for name, value in inputs.items():
-                shared = _empty(value, self.inputs[name], self.device) if 0 in value.shape else _shared(value)
-                binding.bind_ortvalue_input(name, shared)
-            for name in outputs:
+            values = {
+                name: _empty(value, self.inputs[name], self.device) if 0 in value.shape else _shared(value)
+                for name, value in inputs.items()
+            }
+            if self.device == "cpu":  # one call; a binding makes one for each of the many keys and values
+                return list(self._session.run_with_ort_values(names, values))
+            binding = self._session.io_binding()
+            for name, value in values.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in names:
                 binding.bind_output(name, self.device)
             self._session.run_with_iobinding(binding)
             binding.synchronize_outputs()
@@ -175,7 +181,7 @@ class OnnxSession:
 
 
 def _shared(value: Any) -> Any:
-    return ort.OrtValue.from_dlpack(value)
+    return ort.OrtValue.from_dlpack(value.__dlpack__())  # of a capsule, its dtype is not looked up by name
 
 
 def _empty(value: Any, dtype: type[np.generic], device: str) -> Any:
