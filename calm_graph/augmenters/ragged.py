@@ -94,10 +94,12 @@ class RaggedCache(DynamicCache):
         """
         order_BL = self._order_BL
         if not self.layers:
-            self.layers = [DynamicLayer() for _ in states[::2]]
-            for layer in self.layers:
-                layer.lazy_initialization(states[0], states[1])
+            for keys, values in zip(states[::2], states[1::2], strict=True):
+                new = DynamicLayer()
+                new.lazy_initialization(keys, values)
+                self.layers.append(new)
         for layer, keys, values in zip(self.layers, states[::2], states[1::2], strict=True):
+            assert isinstance(layer, DynamicLayer)
             layer.keys, layer.values = (
                 each if order_BL is None else _gathered(each, order_BL) for each in (keys, values)
             )
