@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from calm_graph.augmenters.base import Backend
 from calm_graph.augmenters.onnx_backend import OnnxBackend
 from calm_graph.augmenters.onnx_export import export_augmenter
+from calm_graph.augmenters.onnx_graph import OPSET
 from calm_graph.augmenters.onnx_session import OnnxSession, OnnxSettings, read_export
 from calm_graph.augmenters.torch_backend import TorchBackend
 from registry import registry
@@ -38,6 +40,8 @@ def folder(name: str, precision: Any) -> Path:
         precision: Of the weights.
     """
     out = mirror_folder("exports").parent.parent / "exports" / f"{name}-{precision}"
+    if out.exists() and (found := read_export(out).onnx) is not None and found.opset != OPSET:
+        shutil.rmtree(out)  # what an earlier exporter made
     if not out.exists():
         export_augmenter(
             name,

@@ -111,7 +111,7 @@ class OnnxBackend(Backend):
         feeds = {name: self._ready(name, each) for name, each in inputs.items()}
         if self.session.device == "cuda":
             torch.cuda.current_stream().synchronize()  # ONNX Runtime reads the inputs on a stream of its own
-        return [from_dlpack(value) for value in self.session.bind(feeds, outputs)]
+        return [from_dlpack(value.__dlpack__()) for value in self.session.bind(feeds, outputs)]
 
     def _ready(self, name: str, value: Array) -> Array:
         if isinstance(value, np.ndarray):

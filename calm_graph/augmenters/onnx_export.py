@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import onnx
@@ -249,10 +252,29 @@ def _staged(out: Path) -> Iterator[Path]:
     """Give a folder to write into, which becomes `out` if nothing goes wrong, and else disappears."""
     stage = out.parent / f".{out.name}.{os.getpid()}.tmp"
     try:
-        stage.mkdir(parents=True)
-        yield stage
-        stage.replace(out)
+        with _left_on_sigterm():
+            stage.mkdir(parents=True)
+            yield stage
+            stage.replace(out)
     except OSError as error:
         raise OnnxError(f"{out}: cannot be written ({error}); nothing was written") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def _left_on_sigterm() -> Iterator[None]:
+    """Make SIGTERM an exception, which cleans up as any other does; a handler that is there already is kept."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

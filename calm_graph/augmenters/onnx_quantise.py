@@ -47,7 +47,7 @@ class _Rewriter:
         self.graph = graph
         self.weights = {each.name: each for each in graph.initializer}
         self.nodes: list[onnx.NodeProto] = []
-        self._rows: dict[str, tuple[str, str, str]] = {}
+        self._rows: dict[str, tuple[str, str]] = {}
         self._used: set[str] = set()
 
     def rewrite(
@@ -85,14 +85,12 @@ class _Rewriter:
         scale_N = _scale(weight_KN, axis=0)
         weight = self._constant(f"{node.input[1]}.int8", np.rint(weight_KN / scale_N).astype(np.int8))
         scale = self._constant(f"{node.input[1]}.scale", scale_N[0])
-        rows, row_scale, shape = self._quantised_rows(node.input[0], len(weight_KN))
-        one, middle = self._constant("one", np.float32(1)), self._constant("middle", np.uint8(128))
+        rows, peak = self._quantised_rows(node.input[0])
+        step, middle = self._constant("step", np.float32(1 / 127)), self._constant("middle", np.uint8(128))
         out = node.output[0]
-        self._add("MatMulIntegerToFloat", [rows, weight, one, scale, middle], f"{out}.columns", domain=_CONTRIB)
-        self._add("Mul", [f"{out}.columns", row_scale], f"{out}.rows")
-        width = self._constant(f"width.{weight_KN.shape[1]}", np.array([weight_KN.shape[1]]))
-        self._add("Concat", [shape, width], f"{out}.shape", axis=0)
-        self._add("Reshape", [f"{out}.rows", f"{out}.shape"], out)
+        inputs = [rows, weight, step, scale, middle]
+        self._add("MatMulIntegerToFloat", inputs, f"{out}.of_peak", domain=_CONTRIB)
+        self._add("Mul", [f"{out}.of_peak", peak], out)
 
     def gather_int8(self, node: onnx.NodeProto, table_VC: np.ndarray) -> None:
         scale_V = _scale(table_VC, axis=1)
@@ -124,23 +122,17 @@ class _Rewriter:
         options = {"bits": 4, "block_size": _BLOCK, "gather_axis": 0, "quantize_axis": 1}
         self._add("GatherBlockQuantized", [table, node.input[1], scale], node.output[0], domain=_CONTRIB, **options)
 
-    def _quantised_rows(self, name: str, width: int) -> tuple[str, str, str]:
-        """Eight bits for activations, as a matrix with a scale for each row; and the shape of what they were."""
+    def _quantised_rows(self, name: str) -> tuple[str, str]:
+        """Activations in eight bits as shares of the largest one of their row; and those largest ones, [..., 1]."""
         if name not in self._rows:
-            flat_shape = self._constant(f"rows.{width}", np.array([-1, width]))
-            flat = self._add("Reshape", [name, flat_shape], f"{name}.activation.flat")
-            size = self._add("Abs", [flat], f"{name}.activation.abs")
-            last = self._constant("last_axis", np.array([1]))
-            peak = self._add("ReduceMax", [size, last], f"{name}.activation.peak", keepdims=1)
-            least = self._add("Max", [peak, self._constant("least", np.float32(1e-30))], f"{name}.activation.least")
-            scale = self._add("Mul", [least, self._constant("step", np.float32(1 / 127))], f"{name}.activation.scale")
-            scales = self._add("Squeeze", [scale, last], f"{name}.activation.scales")
-            count = self._add("Shape", [scales], f"{name}.activation.count")
-            middle = numpy_helper.from_array(np.array([128], np.uint8))
-            zeros = self._add("ConstantOfShape", [count], f"{name}.activation.zeros", value=middle)
-            rows = self._add("QuantizeLinear", [flat, scales, zeros], f"{name}.activation.rows", axis=0)
-            shape = self._add("Shape", [name], f"{name}.activation.lead", start=0, end=-1)
-            self._rows[name] = (rows, scale, shape)
+            size = self._add("Abs", [name], f"{name}.activation.abs")
+            last = self._constant("last_axis", np.array([-1]))
+            largest = self._add("ReduceMax", [size, last], f"{name}.activation.largest", keepdims=1)
+            peak = self._add("Max", [largest, self._constant("least", np.float32(1e-30))], f"{name}.activation.peak")
+            shares = self._add("Div", [name, peak], f"{name}.activation.shares")
+            step, middle = self._constant("step", np.float32(1 / 127)), self._constant("middle", np.uint8(128))
+            rows = self._add("QuantizeLinear", [shares, step, middle], f"{name}.activation.rows")
+            self._rows[name] = (rows, peak)
         return self._rows[name]
 
     def _matrix(self, name: str) -> np.ndarray | None:

@@ -78,6 +78,10 @@ class OnnxSession:
         options.intra_op_num_threads = settings.num_threads or 0
         # Threads that spin between two calls would take the cores from the anchor, which runs in torch.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # Looking for memory to share takes seconds for a thousand nodes and saves none: buffers are freed as they are
+        # read for the last time. Patterns of memory are kept for each shape, and each step has a shape of its own.
+        options.enable_mem_reuse = False
+        options.enable_mem_pattern = False
         options.log_severity_level = 3
         try:
             self._session = ort.InferenceSession(graph, options, providers=[*settings.providers])
@@ -156,12 +160,18 @@ class OnnxSession:
         Raises:
             OnnxError: The runtime refuses the inputs.
         """
-        binding = self._session.io_binding()
+        names = [*outputs]
         try:
-            for name, value in inputs.items():
-                shared = _empty(value, self.inputs[name], self.device) if 0 in value.shape else _shared(value)
-                binding.bind_ortvalue_input(name, shared)
-            for name in outputs:
+            values = {
+                name: _empty(value, self.inputs[name], self.device) if 0 in value.shape else _shared(value)
+                for name, value in inputs.items()
+            }
+            if self.device == "cpu":  # one call; a binding makes one for each of the many keys and values
+                return list(self._session.run_with_ort_values(names, values))
+            binding = self._session.io_binding()
+            for name, value in values.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in names:
                 binding.bind_output(name, self.device)
             self._session.run_with_iobinding(binding)
             binding.synchronize_outputs()
@@ -171,7 +181,7 @@ class OnnxSession:
 
 
 def _shared(value: Any) -> Any:
-    return ort.OrtValue.from_dlpack(value)
+    return ort.OrtValue.from_dlpack(value.__dlpack__())  # of a capsule, its dtype is not looked up by name
 
 
 def _empty(value: Any, dtype: type[np.generic], device: str) -> Any:

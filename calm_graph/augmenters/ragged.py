@@ -94,14 +94,16 @@ class RaggedCache(DynamicCache):
             states: As in `keys_values`, in the order of slots that `append` was given.
         """
         order_BL = self._order_BL
-        self.layers = []
-        for keys, values in zip(states[::2], states[1::2], strict=True):
-            layer = DynamicLayer()
-            layer.lazy_initialization(keys, values)
+        if not self.layers:
+            for keys, values in zip(states[::2], states[1::2], strict=True):
+                new = DynamicLayer()
+                new.lazy_initialization(keys, values)
+                self.layers.append(new)
+        for layer, keys, values in zip(self.layers, states[::2], states[1::2], strict=True):
+            assert isinstance(layer, DynamicLayer)
             layer.keys, layer.values = (
                 each if order_BL is None else _gathered(each, order_BL) for each in (keys, values)
             )
-            self.layers.append(layer)
 
     def trim(self) -> None:
         """Drop leading slots that are padding in every row; call after the forward."""

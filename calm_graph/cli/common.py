@@ -41,6 +41,15 @@ def add_file_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a .py, .json or .yaml file, or the folder of a checkpoint")
 
 
+def add_columns_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --columns."""
+    parser.add_argument(
+        "--columns",
+        metavar="KEY=COLUMN,...",
+        help="where the rows have their keys, such as prompt=question,completion=answer (default: under their names)",
+    )
+
+
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     """Add --json."""
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -65,6 +74,31 @@ def read_plan(options: argparse.Namespace) -> Plan:
         return make_plan(composition)
     except DeclarationError as error:
         raise DeclarationError(error.problems, where=options.file) from error
+
+
+def read_columns(text: str | None) -> dict[str, str] | None:
+    """Return the columns of the command line.
+
+    Args:
+        text: `KEY=COLUMN,KEY=COLUMN`, or None.
+
+    Returns:
+        Key of a row -> column, or None.
+
+    Raises:
+        InputError: A part is not `KEY=COLUMN`.
+    """
+    from calm_graph.errors import InputError
+
+    if text is None:
+        return None
+    columns = {}
+    for part in text.split(","):
+        key, equals, column = part.partition("=")
+        if not equals:
+            raise InputError(f"--columns: got {part!r}, but KEY=COLUMN is needed, such as prompt=question")
+        columns[key.strip()] = column.strip()
+    return columns
 
 
 def print_json(value: Any) -> None:

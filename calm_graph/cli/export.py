@@ -49,20 +49,24 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def export(options: argparse.Namespace) -> int:
-    """Export, and print what was measured."""
+    """Export, and print what was measured; the exit code is 130 after Ctrl-C."""
     _need_export_packages()
     from calm_graph.augmenters.onnx_export import export_augmenter
 
-    card = export_augmenter(
-        options.name,
-        layers=options.layers,
-        out=options.out,
-        reading=options.reading,
-        precision=options.precision,
-        traced=options.traced,
-        min_cosine=options.min_cosine,
-        show=lambda line: print(line, file=sys.stderr, flush=True),
-    )
+    try:
+        card = export_augmenter(
+            options.name,
+            layers=options.layers,
+            out=options.out,
+            reading=options.reading,
+            precision=options.precision,
+            traced=options.traced,
+            min_cosine=options.min_cosine,
+            show=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
     assert card.onnx is not None
     if options.json:
         print_json(card.model_dump(mode="json"))

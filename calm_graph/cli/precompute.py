@@ -8,10 +8,12 @@ from dataclasses import asdict
 
 from calm_graph.cli.common import (
     Subparsers,
+    add_columns_argument,
     add_command,
     add_file_argument,
     add_json_argument,
     print_json,
+    read_columns,
     read_plan,
 )
 
@@ -33,9 +35,10 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         "--data",
         required=True,
         action="append",
-        metavar="JSONL",
-        help="rows that training will use, held-out ones too; may be repeated",
+        metavar="DATA",
+        help="rows that training will use, from wherever it takes them, held-out ones too; may be repeated",
     )
+    add_columns_argument(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the states; what is there is kept")
     parser.add_argument(
         "--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="of the states (default: bf16)"
@@ -78,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
             composition,
             *options.data,
             out=options.out,
+            columns=read_columns(options.columns),
             dtype=options.dtype,
             anchor=options.anchor,
             max_length=options.max_length,

@@ -8,10 +8,12 @@ import sys
 
 from calm_graph.cli.common import (
     Subparsers,
+    add_columns_argument,
     add_command,
     add_file_argument,
     add_json_argument,
     print_json,
+    read_columns,
     read_plan,
 )
 from calm_graph.declare.settings import TrainSettings
@@ -45,11 +47,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         "folder or a glob of them, a URI (s3://, gs://), or hf:NAME:SPLIT",
     )
     parser.add_argument("--eval", dest="eval_data", metavar="DATA", help="held-out rows; the best evaluation is kept")
-    parser.add_argument(
-        "--columns",
-        metavar="KEY=COLUMN,...",
-        help="where the rows have their keys, such as prompt=question,completion=answer (default: under their names)",
-    )
+    add_columns_argument(parser)
     parser.add_argument(
         "--out", metavar="DIR", help="folder of the run, or s3://..., which then loads as a model (default: runs/NAME)"
     )
@@ -125,29 +123,6 @@ def read_settings(options: argparse.Namespace) -> TrainSettings:
             raise InputError(f"--set: got {change!r}, but NAME=VALUE is needed, such as patience=3")
         changes[name.strip().replace("-", "_")] = _value(value)
     return TrainSettings.parse(changes, where="command line")
-
-
-def read_columns(text: str | None) -> dict[str, str] | None:
-    """Return the columns of the command line.
-
-    Args:
-        text: `KEY=COLUMN,KEY=COLUMN`, or None.
-
-    Returns:
-        Key of a row -> column, or None.
-
-    Raises:
-        InputError: A part is not `KEY=COLUMN`.
-    """
-    if text is None:
-        return None
-    columns = {}
-    for part in text.split(","):
-        key, equals, column = part.partition("=")
-        if not equals:
-            raise InputError(f"--columns: got {part!r}, but KEY=COLUMN is needed, such as prompt=question")
-        columns[key.strip()] = column.strip()
-    return columns
 
 
 def _value(text: str) -> object:

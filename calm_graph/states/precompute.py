@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from calm_graph.data.columns import Columns
 from calm_graph.data.load import load_dataset
 from calm_graph.data.samples import Batch
 from calm_graph.data.sources import Rows
@@ -34,6 +35,7 @@ def precompute(
     /,
     *data: Rows,
     out: str | Path,
+    columns: Columns | None = None,
     dtype: Dtype = "bf16",
     anchor: bool = True,
     max_length: int | None = None,
@@ -55,6 +57,7 @@ def precompute(
         composition: The declaration.
         data: The rows that training will use, held-out ones included.
         out: Folder of the cache.
+        columns: Key of a row -> the column of the data that holds it, as in training.
         dtype: In which states are kept.
         anchor: Keep the anchor's states below its first attachment, too, so that training starts there.
         max_length: Tokens per sample, as training will have it; None takes the anchor's context.
@@ -105,7 +108,7 @@ def precompute(
     if max_length is not None and context is not None and max_length > context:
         raise StatesError(f"max_length: got {max_length}, but the anchor's context is {context}")
     limit = max_length or context
-    datasets = [load_dataset(rows, tokenizer, max_length=limit, long_rows=long_rows) for rows in data]
+    datasets = [load_dataset(rows, tokenizer, max_length=limit, long_rows=long_rows, columns=columns) for rows in data]
     counter = TokenCounter(plan, key, tokenizer)
     shards = cut(datasets, counter, key, batch_size=batch_size, shard_bytes=shard_bytes)
     written = {file.name for file in shard_files(folder)}

@@ -9,16 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from calm_graph import Augmenter, Composition, every
+from calm_graph import Augmenter, Composition, every, fit
 from calm_graph.augmenters.onnx_backend import OnnxBackend
 from calm_graph.augmenters.onnx_session import OnnxSettings
 from calm_graph.errors import CheckpointError, InputError
 from calm_graph.model.build import build_model
 from calm_graph.model.composed import ComposedModel
+from calm_graph.states.precompute import precompute
+from calm_graph.train.metrics import read_metrics
 from registry import Registry
 from tests.augmenters.conftest import Exports
 from tests.model.cases import decoding_batch, encoded
 from tests.model.pico import Zoo, train_at_random
+from tests.train.conftest import quick
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 ATTACH = every(1)
@@ -128,6 +131,32 @@ def test_training_reads_an_export(zoo: Zoo, exports: Exports) -> None:
     assert gradients.keys() == onnx_gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(onnx_gradients[name], gradient, **TOLERANCE)
+
+
+def test_a_run_and_its_cached_states_read_an_export(zoo: Zoo, exports: Exports, tmp_path: Path) -> None:
+    """Four steps in torch, in ONNX, and on states that ONNX computed beforehand: one loss trace, one answer."""
+    registry = Registry(zoo.registry)
+    registry.add_folder(exports.folder("other"))
+    rows = [{"prompt": f"price of lamp {number} is", "completion": f" {number}"} for number in range(8)]
+    settings = quick(max_steps=4, warmup_steps=1)
+    traces, answers = {}, set()
+    for case, runtime in (("torch", "torch"), ("onnx", "onnx"), ("cached", "onnx")):
+        augmenter = Augmenter("other", attach=ATTACH, runtime=runtime)
+        composition = Composition(name="desk", anchor="anchor", augmenters=[augmenter])
+        states = None
+        if case == "cached":
+            states = tmp_path / "states"
+            precompute(composition, rows, out=states, dtype="fp32", registry=registry, show="none")
+        out = tmp_path / case
+        fit(composition, data=rows, out=out, settings=settings, registry=registry, show="none", states=states)
+        traces[case] = [record["loss"] for record in read_metrics(out / "metrics.jsonl") if "loss" in record]
+        model = ComposedModel.from_pretrained(out, registry=registry)
+        ids, mask = encoded(model, ("price of lamp 3 is",))
+        answers.add(tuple(model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)[0].tolist()))
+    assert len(traces["torch"]) == 4
+    assert traces["onnx"] == pytest.approx(traces["torch"], rel=1e-5)
+    assert traces["cached"] == pytest.approx(traces["onnx"], rel=1e-6)
+    assert len(answers) == 1
 
 
 def test_a_declared_runtime_survives_saving(zoo: Zoo, exports: Exports, tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,3 +75,23 @@ def test_mistakes(zoo: Zoo, cards: list[str], tmp_path: Path, capsys: pytest.Cap
     assert main(["verify", str(tmp_path), *cards]) == 1
     assert "has no card.json of an ONNX export" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_nothing(zoo: Zoo, cards: list[str], tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """A real process and a real signal, while the folder that export writes into is there."""
+    program = "import sys; from calm_graph.cli import main; sys.exit(main())"
+    arguments = ["export", "other", "--layers", "0", "--out", str(tmp_path / "out"), *cards]
+    process = subprocess.Popen([sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, text=True)
+    try:
+        end = time.monotonic() + 120
+        while not any(tmp_path.iterdir()):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert "Traceback" not in error
+    assert [*tmp_path.iterdir()] == []

@@ -46,6 +46,22 @@ def test_states_are_made_and_used(workplace: Path, cards: Path, capsys: pytest.C
     assert "finished after 4 steps" in capsys.readouterr().out
 
 
+def test_columns_mean_what_they_mean_in_training(
+    workplace: Path, cards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in Path("train.jsonl").read_text().splitlines()]
+    renamed = [{"question": row["prompt"], "answer": row["completion"]} for row in rows]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in renamed))
+    columns = ["--columns", "prompt=question,completion=answer"]
+    assert main(command(cards)) == 1
+    assert "question" in capsys.readouterr().err
+    assert main(command(cards, "--columns", "prompt")) == 1
+    assert "--columns: got 'prompt', but KEY=COLUMN is needed" in capsys.readouterr().err
+    assert main(command(cards, *columns)) == 0
+    assert main(train(cards, *columns)) == 0  # finds the states of its rows
+    assert "finished after 4 steps" in capsys.readouterr().out
+
+
 def test_a_dry_run_as_json(workplace: Path, cards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(cards, "--dry-run", "--json")) == 0
     found = json.loads(capsys.readouterr().out)
