@@ -27,8 +27,6 @@ class EngineReplica:
     """
 
     def __init__(self, settings: ServeSettings) -> None:
-        # Ray gives an actor one thread, however many CPUs it has.
-        torch.set_num_threads(max(1, int(settings.num_cpus)))
         self._client = load_client(settings)
 
     async def describe(self) -> tuple[Mapping[str, ServedModel], Any]:
@@ -69,6 +67,8 @@ def load_client(settings: ServeSettings) -> LocalClient:
         CheckpointError: As `from_pretrained` says, or a selector was made for another composition.
         InputError: A selector is for a composition that is not served, or is not there.
     """
+    # Ray gives an actor one thread, however many CPUs it has; elsewhere torch takes all there are.
+    torch.set_num_threads(max(1, int(settings.num_cpus)))
     registry = Registry(default_registry)
     for folder in settings.registries:
         registry.add_folder(folder)
