@@ -113,7 +113,7 @@ async def send(host: str, port: int, request: Hostile) -> int:
             came = await reader.read(64)
             while await reader.read(65536):
                 pass
-    except ConnectionError:
+    except OSError:  # the server has closed the connection already
         came = b""
     finally:
         writer.close()
