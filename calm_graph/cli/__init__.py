@@ -20,6 +20,7 @@ GROUPS = (
     "calm_graph.cli.chat",
     "calm_graph.cli.export",
     "calm_graph.cli.serve",
+    "calm_graph.cli.bench_serve",
 )
 
 _EPILOG = """examples:
@@ -31,6 +32,7 @@ _EPILOG = """examples:
   calm-graph sweep compositions/helpdesk.py --data train.jsonl --eval dev.jsonl --placement every:2,every:4
   calm-graph chat runs/helpdesk
   calm-graph serve runs/helpdesk
+  calm-graph bench-serve http://127.0.0.1:8000
 
 exit codes: 0 done, 1 problems found, 2 wrong usage"""
 

@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
@@ -201,13 +201,20 @@ class Engine:
             OverloadedError: Too many wait already.
         """
         self._check(request)
-        if len(self._waiting) >= self.settings.max_waiting:
-            raise OverloadedError(
-                f"{len(self._waiting)} requests wait already, and no more may", retry_after_s=self._wait_s()
-            )
+        if (refusal := self.refusal()) is not None:
+            raise refusal
         if request.sampling.seed is None:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
         self._waiting.append(request)
+
+    def refusal(self) -> OverloadedError | None:
+        """What `add` would refuse any request with now."""
+        most = self.settings.max_waiting
+        if len(self._waiting) < most or self._num_without_room() < most:
+            return None
+        return OverloadedError(
+            f"{len(self._waiting)} requests wait already, and no more may", retry_after_s=self._wait_s()
+        )
 
     @torch.inference_mode()
     def cancel(self, request_id: str) -> None:
@@ -322,13 +329,25 @@ class Engine:
         return len(self._answers) * self._batch.width + reading
 
     def _has_room(self, request: GenerationRequest) -> bool:
-        num_rows = len(self._answers) + sum(len(reading.answers) for reading in self._reading) + request.num_choices
-        if num_rows > self.settings.max_running or len(self._reading) >= self.settings.max_prefills:
-            return False
+        return len(self._reading) < self.settings.max_prefills and self._num_fitting([request]) == 1
+
+    def _num_without_room(self) -> int:
+        """Requests that wait for others to end; those that came with them between two steps wait for a step only."""
+        return len(self._waiting) - self._num_fitting(self._waiting)
+
+    def _num_fitting(self, requests: Iterable[GenerationRequest]) -> int:
+        """How many of these, from the first on, there is room for beside all that is under way."""
         # By what all of them may come to: a request that was let in is never sent away again.
+        num_rows = len(self._answers) + sum(len(reading.answers) for reading in self._reading)
         widths = [self._width(answer.request) for answer in self._answers]
-        widths += [reading.width for reading in self._reading]
-        return num_rows * max([*widths, self._width(request)]) <= self.settings.max_cache_tokens
+        width = max([*widths, *(reading.width for reading in self._reading)], default=0)
+        count = 0
+        for request in requests:
+            num_rows, width = num_rows + request.num_choices, max(width, self._width(request))
+            if num_rows > self.settings.max_running or num_rows * width > self.settings.max_cache_tokens:
+                break
+            count += 1
+        return count
 
     def _wait_s(self) -> float:
         """How long one more request would wait: what waits, at the speed requests have ended so far."""

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from calm_graph.errors import OverloadedError, ServingError
-from calm_graph.generate.engine import Engine
+from calm_graph.generate.engine import Engine, Result
 from calm_graph.generate.requests import GenerationRequest, Output, TokenOutput
 from calm_graph.generate.statistics import EngineStatistics
 
@@ -50,6 +50,7 @@ class EngineThread:
         self._listeners: dict[str, _Listener] = {}
         self._added: list[GenerationRequest] = []
         self._cancelled: list[str] = []
+        self._refusal: OverloadedError | None = None
         self._is_draining = self._is_ended = False
         self._thread = threading.Thread(target=self._run, name="calm-graph-engine", daemon=True)
         self._thread.start()
@@ -90,6 +91,9 @@ class EngineThread:
                 raise ServingError("the engine is shutting down")
             if request.id in self._listeners:
                 raise ServingError(f"request {request.id!r} is under way already")
+            if self._refusal is not None:
+                # Here, not in the engine's thread: under overload that would cost the others the time of every refusal.
+                raise OverloadedError(str(self._refusal), retry_after_s=self._refusal.retry_after_s)
             self._listeners[request.id] = listener
             self._added.append(request)
             self._wake.notify()
@@ -138,21 +142,24 @@ class EngineThread:
                 cancelled, self._cancelled = self._cancelled, []
             for id in cancelled:
                 self._engine.cancel(id)
-            results: list[tuple[str, Output | Exception]] = []
+            results: list[Result] = []
             for request in added:
                 try:
                     self._engine.add(request)
                 except (ValueError, OverloadedError) as error:
                     results.append((request.id, error))
+            self._deliver(results)  # who is refused need not wait for a step
+            self._refusal = self._engine.refusal()
             try:
-                results += self._engine.step()
+                results = self._engine.step()
             except Exception:
                 # One request must not take the server down; all that were in the step are told.
                 _log.exception("a step of the engine failed")
-                results += self._engine.fail(ServingError("the engine failed; the request was not at fault"))
+                results = self._engine.fail(ServingError("the engine failed; the request was not at fault"))
+            self._refusal = self._engine.refusal()
             self._deliver(results)
 
-    def _deliver(self, results: list[tuple[str, Output | Exception]]) -> None:
+    def _deliver(self, results: list[Result]) -> None:
         by_request: dict[str, list[Output | Exception]] = {}
         for id, output in results:
             by_request.setdefault(id, []).append(output)

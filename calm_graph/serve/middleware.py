@@ -86,7 +86,7 @@ class BodyReader:
         try:
             async with asyncio.timeout(self._timeout_s):
                 body = await self._read(scope, receive)
-            _check_surrogates(body)
+            _check_text(body)
         except (ApiError, TimeoutError) as error:
             if isinstance(error, TimeoutError):
                 error = ApiError(408, f"the body did not come within {self._timeout_s:g} s", code="request_timeout")
@@ -119,10 +119,12 @@ class BodyReader:
                 return bytes(body)
 
 
-def _check_surrogates(body: bytes) -> None:
-    """Refuse halves of surrogate pairs, which Python's JSON accepts but no tokenizer, log or answer can hold."""
-    if re.search(rb"\\u[dD][89a-fA-F]", body):
-        try:
+def _check_text(body: bytes) -> None:
+    """Refuse what is no UTF-8, and halves of surrogate pairs: Python takes them for JSON, but no tokenizer does."""
+    try:
+        body.decode()
+        # Zeros that early are what Python's JSON takes for UTF-16 or UTF-32.
+        if b"\0" in body[:4] or re.search(rb"\\u[dD][89a-fA-F]", body):
             from_json(body, cache_strings="none")
-        except ValueError as error:
-            raise ApiError(400, f"body: is not valid JSON: {error}", code="invalid_json") from None
+    except ValueError as error:
+        raise ApiError(400, f"body: is not valid JSON: {error}", code="invalid_json") from None

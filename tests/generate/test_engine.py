@@ -293,13 +293,15 @@ def test_contributions_are_of_the_row_and_of_the_augmenters_that_are_on(zoo: Zoo
 
 def test_too_many_requests_are_refused_and_told_when_to_come_back(zoo: Zoo) -> None:
     model = compose(zoo, "same")
-    engine = Engine({"c": model}, EngineSettings(max_waiting=2))
-    engine.add(ask(model, "so", id="1"))
-    engine.add(ask(model, "so", id="2"))
-    with pytest.raises(OverloadedError, match="2 requests wait already") as refused:
+    engine = Engine({"c": model}, EngineSettings(max_running=1, max_waiting=2))
+    for number in range(3):  # one of them has room, and waits for a step only
+        engine.add(ask(model, "so", id=str(number)))
+    with pytest.raises(OverloadedError, match="3 requests wait already") as refused:
         engine.add(ask(model, "so", id="3"))
     assert refused.value.retry_after_s >= 1
-    assert len(run(engine)) == 2
+    engine.step()
+    assert engine.refusal() is not None  # two wait for the one that is under way
+    assert len(run(engine)) == 3 and engine.refusal() is None
 
 
 def test_the_cache_never_holds_more_than_it_may(zoo: Zoo) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -74,6 +75,36 @@ def test_overload(thread: EngineThread, model: ComposedModel) -> None:
     answered = [each for each in found if isinstance(each, list)]
     assert refused and len(refused) + len(answered) == 40
     assert answered == [alone(model, TEXTS[1], 12)] * len(answered)
+
+
+def test_who_has_room_is_not_refused_because_all_come_at_once(thread: EngineThread, model: ComposedModel) -> None:
+    async def burst() -> list[list[int]]:
+        return await asyncio.gather(*(answer(thread, ask(model, TEXTS[1], id=str(number))) for number in range(4 + 8)))
+
+    assert asyncio.run(burst()) == [alone(model, TEXTS[1], 12)] * 12
+
+
+def test_a_refusal_does_not_wait_for_a_step(
+    thread: EngineThread, model: ComposedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = thread._engine.step
+
+    def slow() -> object:
+        time.sleep(0.5)
+        return step()
+
+    async def refused_after() -> float:
+        asked = [asyncio.create_task(answer(thread, ask(model, TEXTS[1], id=str(number)))) for number in range(13)]
+        began = time.perf_counter()
+        await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        took_s = time.perf_counter() - began
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        return took_s
+
+    monkeypatch.setattr(thread._engine, "step", slow)
+    assert asyncio.run(refused_after()) < 0.8  # the first requests may be in a step when the last one comes
 
 
 def test_a_failing_step_is_told_and_the_next_request_is_answered(

@@ -171,6 +171,20 @@ def test_surrogate_pairs_are_text(served: Served) -> None:
     assert served.post("/detokenize", {"tokens": tokens}).json() == {"prompt": "\U0001f600"}
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": "\xed\xa0\x80"}',  # half a pair, as no encoder of UTF-8 writes it
+        '{"prompt": "\ud800"}'.encode("utf-16-le", "surrogatepass"),
+        '{"prompt": "x"}'.encode("utf-32"),
+        b'{"prompt": "\xff"}',
+    ],
+)
+def test_a_body_that_is_no_utf_8(served: Served, body: bytes) -> None:
+    answer = HTTP.post(f"{served.url}/v1/completions", content=body, headers={"content-type": "application/json"})
+    check(answer, 400, "invalid_json", None)
+
+
 def test_a_body_that_is_no_json_is_told_what_to_send(served: Served) -> None:
     answer = HTTP.post(f"{served.url}/v1/completions", content=b'{"prompt": "x"}')
     assert "Content-Type: application/json" in check(answer, 400, "invalid_type", None)
