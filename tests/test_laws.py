@@ -40,6 +40,7 @@ DOORS = {
         "calm_graph/serve/",
     ),
     "onnxruntime": ("calm_graph/augmenters/onnx_",),
+    "httpx2": ("registry/remote.py", "calm_graph/serve/"),
     "pickle": (),
 }
 WITHOUT_TORCH = ("registry", "calm_graph.declare", "calm_graph.plan", "calm_graph.errors")
