@@ -9,12 +9,13 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 import torch
 
-from calm_graph.errors import InputError, OverloadedError
+from calm_graph.errors import AugmenterError, InputError, OverloadedError
 from calm_graph.generate.batch import Anchor, Batch, Group
 from calm_graph.generate.prefill import Prefill
 from calm_graph.generate.prefixes import Prefixes
@@ -36,6 +37,9 @@ from calm_graph.model.token_bytes import TokenBytes
 
 _MEASURE_EVERY = 32
 """Steps between measurements of what augmenters write, for the statistics."""
+
+_REST_S = 0.005
+"""Time between looks for what a service has sent, where there is nothing else to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,7 @@ class Answer:
         ids: Its tokens.
         limit: The most tokens it may have.
         end_ids: Tokens that end it.
+        skipped: Augmenters that are left out of it, because their service does not answer.
     """
 
     request: GenerationRequest
@@ -80,6 +85,7 @@ class Answer:
     ids: list[int]
     limit: int
     end_ids: frozenset[int]
+    skipped: tuple[str, ...] = ()
 
     def draw(self) -> Draw:
         """What decides its next token."""
@@ -119,6 +125,13 @@ class Answer:
             contributions=shares,
             finish_reason=finish,
             stop_reason=reason,
+            skipped_augmenters=self.skipped,
+        )
+
+    def end(self, text: str) -> TokenOutput:
+        """End it without another token, as if its limit were reached."""
+        return TokenOutput(
+            choice=self.choice, token_id=None, text=text, finish_reason="length", skipped_augmenters=self.skipped
         )
 
 
@@ -207,12 +220,22 @@ class Engine:
         with measured_runs(self._times):
             results += self._drop_cancelled()
             self._admit(results)
-            self._read(results)
+            num_read = self._read(results)
             if self._answers:
                 self._decode(results)
+            elif num_read == 0 and not results:
+                self._rest()
+                return results
         self._statistics.num_steps += 1
         self._statistics.step_s += time.perf_counter() - began
         return results
+
+    def _rest(self) -> None:
+        """Wait a moment for the services that were asked, instead of going in circles."""
+        groups = [reading.prefill.group for reading in self._reading]
+        asked = [pending.states for group in groups if group is not None for pending in group.request.pending.values()]
+        if asked:
+            wait(asked, timeout=_REST_S, return_when=FIRST_COMPLETED)
 
     def fail(self, error: Exception) -> list[Result]:
         """Give up everything under way; the engine is as new afterwards."""
@@ -220,6 +243,8 @@ class Engine:
         ids |= dict.fromkeys([reading.request.id for reading in self._reading])
         ids |= dict.fromkeys([answer.request.id for answer in self._answers])
         self._waiting.clear()
+        for reading in self._reading:
+            reading.prefill.drop()
         self._reading.clear()
         self._answers.clear()
         self._batch = Batch(self._anchor)
@@ -289,7 +314,9 @@ class Engine:
 
     def _has_room(self, request: GenerationRequest) -> bool:
         num_rows = len(self._answers) + sum(len(reading.answers) for reading in self._reading) + request.num_choices
-        if num_rows > self.settings.max_running or len(self._reading) >= self.settings.max_prefills:
+        # Those that wait for a service take no time, and must not hold up the others.
+        num_prefills = sum(not reading.prefill.is_waiting for reading in self._reading)
+        if num_rows > self.settings.max_running or num_prefills >= self.settings.max_prefills:
             return False
         # By what all of them may come to: a request that was let in is never sent away again.
         widths = [self._width(answer.request) for answer in self._answers]
@@ -308,6 +335,9 @@ class Engine:
         cancelled, self._cancelled = self._cancelled, set()
         num_before = len(self._answers) + len(self._reading) + len(self._waiting)
         self._waiting = deque(request for request in self._waiting if request.id not in cancelled)
+        for reading in self._reading:
+            if reading.request.id in cancelled:
+                reading.prefill.drop()
         self._reading = [reading for reading in self._reading if reading.request.id not in cancelled]
         self._keep([answer.request.id not in cancelled for answer in self._answers])
         num_dropped = num_before - len(self._answers) - len(self._reading) - len(self._waiting)
@@ -329,6 +359,7 @@ class Engine:
         prefill = Prefill(self._anchor, ids, group, wants_all=wants_all)
         if not wants_all:
             self._statistics.num_reused_tokens += self._prefixes.restore(prefill, request)
+        prefill.start()
         self._count_prompt(request, group)
         return _Reading(request, self._new_answers(request), prefill, self._width(request))
 
@@ -373,10 +404,11 @@ class Engine:
             answers[0].take(id, (), None)
         return answers
 
-    def _read(self, results: list[Result]) -> None:
+    def _read(self, results: list[Result]) -> int:
         """Spend the budget: half of it on the request that came first, the rest on the shortest, so that neither waits.
 
-        As few and as long pieces as that allows, because a short piece takes longer for each of its tokens.
+        As few and as long pieces as that allows, because a short piece takes longer for each of its tokens. Tells how
+        many tokens were read.
         """
         budget = self.settings.prefill_tokens
         if self._reading:
@@ -384,14 +416,19 @@ class Engine:
             budget -= self._read_until(first, budget - budget // 2, results)
             for reading in sorted(self._reading, key=lambda reading: reading.prefill.num_left):
                 budget -= self._read_until(reading, budget, results)
+        return self.settings.prefill_tokens - budget
 
     def _read_until(self, reading: _Reading, budget: int, results: list[Result]) -> int:
         """Read at most so many tokens of one prompt; tells how many it were."""
         num_read = 0
         try:
             while num_read < budget and not reading.prefill.is_done:
-                num_read += self._read_piece(reading, budget - num_read)
-        except InputError as error:
+                num_piece = self._read_piece(reading, budget - num_read)
+                if num_piece == 0:
+                    break
+                num_read += num_piece
+        except (InputError, AugmenterError) as error:
+            reading.prefill.drop()
             self._reading.remove(reading)
             results.append((reading.request.id, error))
             return num_read
@@ -422,12 +459,15 @@ class Engine:
         if not prefill.wants_all:
             self._prefixes.store(prefill, request)
         if prefill.wants_all:
-            yield request.id, PromptOutput(logprobs=tuple(reading.prompt_logprobs))
+            logprobs = tuple(reading.prompt_logprobs)
+            yield request.id, PromptOutput(logprobs=logprobs, skipped_augmenters=prefill.skipped)
         assert prefill.logits_TV is not None
         going = reading.answers
+        for answer in going:
+            answer.skipped = prefill.skipped
         if request.sampling.max_new_tokens == 0:
             for answer in going:
-                yield request.id, TokenOutput(choice=answer.choice, token_id=None, text="", finish_reason="length")
+                yield request.id, answer.end("")
             self._count_finished("length", len(going))
             return
         logits_BV = prefill.logits_TV[-1:].expand(len(going), -1)
@@ -463,8 +503,7 @@ class Engine:
         """End the answers whose augmenters have no room for more text, as if their own limit were reached."""
         for answer, fits in zip(self._answers, has_room, strict=True):
             if not fits:
-                end = TokenOutput(choice=answer.choice, token_id=None, text=answer.text.end(), finish_reason="length")
-                results.append((answer.request.id, end))
+                results.append((answer.request.id, answer.end(answer.text.end())))
                 self._count_finished("length", 1)
         self._keep(has_room)
 

@@ -106,6 +106,7 @@ class EngineThread:
                     yield outputs
                 for output in found:
                     if isinstance(output, Exception):
+                        listener.num_open = 0  # it has ended: another request of this id must not be cancelled for it
                         raise output
         finally:
             with self._wake:
