@@ -20,6 +20,7 @@ GROUPS = (
     "calm_graph.cli.chat",
     "calm_graph.cli.export",
     "calm_graph.cli.serve",
+    "calm_graph.cli.serve_augmenter",
 )
 
 _EPILOG = """examples:

@@ -76,5 +76,6 @@ def load_client(settings: ServeSettings) -> LocalClient:
         dtype=settings.dtype,
         device="cuda" if settings.num_gpus else None,
         exports=settings.exports,
+        remotes=settings.named_remotes,
     )
     return LocalClient(models, settings.engine)
