@@ -1,5 +1,6 @@
 # `make demo` on a fresh machine installs everything into .venv first. pip's own configuration and environment
 # variables (index, certificates, wheel folders) apply as they do everywhere else.
+# `make demo SERVE=1` leaves the composition served at the end.
 PYTHON ?= python3
 EXTRAS ?= dev
 STAMP := .venv/.installed
@@ -14,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: install
-	.venv/bin/python -m examples.arithmetic.demo
+	.venv/bin/python -m examples.arithmetic.demo $(if $(SERVE),--serve)
 
 test: install
 	.venv/bin/python -m pytest -m "not slow"

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 # A room imports only rooms of a lower floor. The package root is on top: it re-exports, lazily.
 FLOORS = {
     "calm_graph.errors": 0,
+    "calm_graph.interrupts": 0,
     "registry": 1,
     "calm_graph.declare": 2,
     "calm_graph.augmenters": 2,
@@ -39,6 +40,8 @@ DOORS = {
         "calm_graph/train/ray_",
         "calm_graph/serve/",
     ),
+    "fastapi": ("calm_graph/serve/",),
+    "uvicorn": ("calm_graph/serve/",),
     "onnxruntime": ("calm_graph/augmenters/onnx_",),
     "httpx2": ("registry/remote.py", "calm_graph/serve/"),
     "pickle": (),

@@ -53,6 +53,7 @@ class BlockCall:
 # A context variable is private to a thread and is put back by `during`, so that two threads do not mix and a
 # forward that raises leaves nothing behind. An attribute on the module would do neither.
 _CALL: ContextVar[BlockCall | None] = ContextVar("calm_graph_block_call", default=None)
+_LAST: ContextVar[int | None] = ContextVar("calm_graph_last_block", default=None)
 _RECOMPUTE: ContextVar[bool] = ContextVar("calm_graph_recompute", default=False)
 
 
@@ -112,6 +113,31 @@ def during(call: BlockCall) -> Iterator[BlockCall]:
         _CALL.reset(token)
 
 
+class _Reached(Exception):  # noqa: N818  # no error: the way out of a forward that has gone far enough
+    """The last block that is wanted has run."""
+
+
+@contextmanager
+def up_to(layer: int, call: BlockCall) -> Iterator[None]:
+    """Put `call` in force for a forward inside the `with` that ends, without a result, after a block.
+
+    Args:
+        layer: The block; what is wanted of it is in `call.states`.
+        call: With that layer among its taps.
+
+    Yields:
+        Nothing.
+    """
+    token = _LAST.set(layer)
+    try:
+        with during(call):
+            yield
+    except _Reached:
+        pass
+    finally:
+        _LAST.reset(token)
+
+
 class _Watched:
     """Marks the classes that `_watched` makes."""
 
@@ -144,6 +170,8 @@ def _after_block(layer: int, block: nn.Module, args: Any, output: Any) -> Any:
         states = write(states)
     if layer in call.taps:
         call.states[layer] = states
+    if _LAST.get() == layer:
+        raise _Reached
     return (states, *output[1:]) if isinstance(output, tuple) else states
 
 

@@ -61,6 +61,15 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         help="run this export in place of the augmenter it was made from; may be repeated",
     )
     add_remote_argument(parser)
+    parser.add_argument(
+        "--selector",
+        dest="selectors",
+        action="append",
+        default=[],
+        metavar="NAME=WHAT",
+        help="what chooses among a composition's augmenters for each request: package.module:function, or a file that "
+        "LearnedSelector.save wrote",
+    )
     parser.set_defaults(run=run)
 
 
@@ -101,6 +110,7 @@ def read_settings(options: argparse.Namespace) -> ServeSettings:
             "registries": options.registry,
             "exports": options.exports,
             "remotes": options.remotes,
+            "selectors": dict(pair.partition("=")[::2] for pair in options.selectors),
             "dtype": options.dtype,
             "num_replicas": options.num_replicas,
             "num_cpus": options.num_cpus or max(1, (os.cpu_count() or 1) // max(1, options.num_replicas)),

@@ -5,6 +5,7 @@ An engine is driven by one thread, which calls `step` while there is work. It kn
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections import deque
@@ -15,7 +16,7 @@ from difflib import get_close_matches
 
 import torch
 
-from calm_graph.errors import AugmenterError, InputError, OverloadedError
+from calm_graph.errors import CalmGraphError, InputError, OverloadedError, ServingError
 from calm_graph.generate.batch import Anchor, Batch, Group
 from calm_graph.generate.prefill import Prefill
 from calm_graph.generate.prefixes import Prefixes
@@ -28,12 +29,17 @@ from calm_graph.generate.requests import (
     TokenOutput,
 )
 from calm_graph.generate.sampler import Draw, choice_seed, draw
+from calm_graph.generate.selector import Prompt, Selector
 from calm_graph.generate.statistics import EngineStatistics
 from calm_graph.generate.text import AnswerText
 from calm_graph.model.composed import ComposedModel
 from calm_graph.model.inputs import check_ids
 from calm_graph.model.timing import RunTimes, measured_runs
 from calm_graph.model.token_bytes import TokenBytes
+from calm_graph.plan.estimate import estimate
+from calm_graph.plan.parts import Plan
+
+_log = logging.getLogger(__name__)
 
 _MEASURE_EVERY = 32
 """Steps between measurements of what augmenters write, for the statistics."""
@@ -156,13 +162,21 @@ class Engine:
     Args:
         models: By the name that requests use. All read the first one's anchor.
         settings: What it may use.
+        selectors: Name of a composition -> what chooses among its augmenters, where a request does not name them.
 
     Raises:
         InputError: Two models have different anchors.
     """
 
-    def __init__(self, models: Mapping[str, ComposedModel], settings: EngineSettings | None = None) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, ComposedModel],
+        settings: EngineSettings | None = None,
+        *,
+        selectors: Mapping[str, Selector] | None = None,
+    ) -> None:
         self.models = dict(models)
+        self._selectors = dict(selectors or {})
         self.settings = settings or EngineSettings()
         first = next(iter(self.models.values()))
         for name, model in self.models.items():
@@ -182,8 +196,8 @@ class Engine:
         self._reading: list[_Reading] = []
         self._answers: list[Answer] = []
         self._batch = Batch(self._anchor)
-        self._cancelled: set[str] = set()
         self._prefixes = Prefixes(self.settings.prefix_tokens)
+        self._prompt_flops = {name: _prompt_flops(model.plan) for name, model in self.models.items()}
         self._times = RunTimes()
         self._statistics = EngineStatistics(cache_limit=self.settings.max_cache_tokens)
 
@@ -208,9 +222,18 @@ class Engine:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
         self._waiting.append(request)
 
+    @torch.inference_mode()
     def cancel(self, request_id: str) -> None:
-        """End a request at the next step; one that is not under way is not looked for."""
-        self._cancelled.add(request_id)
+        """End a request at once, without another output; one that is not under way is not looked for."""
+        num_before = len(self._answers) + len(self._reading) + len(self._waiting)
+        self._waiting = deque(request for request in self._waiting if request.id != request_id)
+        for reading in self._reading:
+            if reading.request.id == request_id:
+                reading.prefill.drop()
+        self._reading = [reading for reading in self._reading if reading.request.id != request_id]
+        self._keep([answer.request.id != request_id for answer in self._answers])
+        num_left = len(self._answers) + len(self._reading) + len(self._waiting)
+        self._count_finished("cancelled", num_before - num_left)
 
     @torch.inference_mode()
     def step(self) -> list[Result]:
@@ -218,7 +241,6 @@ class Engine:
         began = time.perf_counter()
         results: list[Result] = []
         with measured_runs(self._times):
-            results += self._drop_cancelled()
             self._admit(results)
             num_read = self._read(results)
             if self._answers:
@@ -304,6 +326,21 @@ class Engine:
             scales[name] = float(scale)
         return scales
 
+    def _chosen(self, request: GenerationRequest) -> dict[str, float]:
+        """The factors with those that are not worth running at 0."""
+        scales = self._scales(request)
+        selector = self._selectors.get(request.composition)
+        open_names = tuple(name for name, scale in scales.items() if scale != 0 and name not in request.scales)
+        if selector is None or not open_names:
+            return scales
+        text = request.prompt_text
+        if text is None:
+            text = b"".join(self._bytes.text(request.prompt_ids)).decode(errors="replace")
+        wanted = set(selector(Prompt(text=text, ids=request.prompt_ids, augmenters=open_names)))
+        if unknown := wanted.difference(open_names):
+            raise InputError(f"selector: chose {sorted(unknown)}, but it may choose among {', '.join(open_names)}")
+        return {name: 0.0 if name in open_names and name not in wanted else scale for name, scale in scales.items()}
+
     def _width(self, request: GenerationRequest) -> int:
         """Tokens of each of its rows at the end."""
         return min(self.context_length, len(request.prompt_ids) + request.sampling.max_new_tokens)
@@ -329,28 +366,13 @@ class Engine:
         per_request_s = self._statistics.step_s / done if done else 1.0
         return max(1.0, per_request_s * len(self._waiting))
 
-    def _drop_cancelled(self) -> list[Result]:
-        if not self._cancelled:
-            return []
-        cancelled, self._cancelled = self._cancelled, set()
-        num_before = len(self._answers) + len(self._reading) + len(self._waiting)
-        self._waiting = deque(request for request in self._waiting if request.id not in cancelled)
-        for reading in self._reading:
-            if reading.request.id in cancelled:
-                reading.prefill.drop()
-        self._reading = [reading for reading in self._reading if reading.request.id not in cancelled]
-        self._keep([answer.request.id not in cancelled for answer in self._answers])
-        num_dropped = num_before - len(self._answers) - len(self._reading) - len(self._waiting)
-        self._count_finished("cancelled", num_dropped)
-        return []
-
     def _admit(self, results: list[Result]) -> None:
         while self._waiting and self._has_room(self._waiting[0]):
             request = self._waiting.popleft()
             try:
                 self._reading.append(self._begin(request))
-            except InputError as error:
-                results.append((request.id, error))
+            except Exception as error:
+                results.append((request.id, _told(error)))
 
     def _begin(self, request: GenerationRequest) -> _Reading:
         ids = (*request.prompt_ids, *request.resume_ids)
@@ -365,7 +387,7 @@ class Engine:
 
     def _group(self, request: GenerationRequest) -> Group | None:
         """The request's augmenters, with its prompt; None if none that reaches the anchor is on."""
-        scales = self._scales(request)
+        scales = self._chosen(request)
         if not scales:
             return None
         model = self.models[request.composition]
@@ -427,10 +449,10 @@ class Engine:
                 if num_piece == 0:
                     break
                 num_read += num_piece
-        except (InputError, AugmenterError) as error:
+        except Exception as error:
             reading.prefill.drop()
             self._reading.remove(reading)
-            results.append((reading.request.id, error))
+            results.append((reading.request.id, _told(error)))
             return num_read
         if reading.prefill.is_done:
             self._reading.remove(reading)
@@ -465,6 +487,8 @@ class Engine:
         going = reading.answers
         for answer in going:
             answer.skipped = prefill.skipped
+        for name in prefill.skipped:
+            self._statistics.num_unavailable[name] = self._statistics.num_unavailable.get(name, 0) + 1
         if request.sampling.max_new_tokens == 0:
             for answer in going:
                 yield request.id, answer.end("")
@@ -552,10 +576,11 @@ class Engine:
         self._statistics.num_prompt_tokens += len(request.prompt_ids)
         if request.composition in self.models:
             on = {} if group is None else group.scales[0]
-            for edge in self.models[request.composition].plan.edges:
-                if not on.get(edge.source):
-                    skipped = self._statistics.skipped_tokens
-                    skipped[edge.source] = skipped.get(edge.source, 0) + len(request.prompt_ids)
+            skipped, saved = self._statistics.skipped_tokens, self._statistics.saved_flops
+            for name, flops in self._prompt_flops[request.composition].items():
+                if not on.get(name):
+                    skipped[name] = skipped.get(name, 0) + len(request.prompt_ids)
+                    saved[name] = saved.get(name, 0.0) + flops * len(request.prompt_ids)
 
     def _count_new(self, shares: Sequence[Mapping[str, float]]) -> None:
         found: dict[str, list[float]] = {}
@@ -570,6 +595,23 @@ class Engine:
             finished[reason] = finished.get(reason, 0) + count
 
 
+def _told(error: Exception) -> Exception:
+    """What the one who asked is told of an error that ends this request alone."""
+    if isinstance(error, CalmGraphError):
+        return error
+    _log.error("a request could not be read", exc_info=error)
+    return ServingError(f"the request could not be read: {type(error).__name__}: {error}")
+
+
 def _end_ids(model: ComposedModel) -> frozenset[int]:
     found = model.generation_config.eos_token_id
     return frozenset([found]) if isinstance(found, int) else frozenset(found or ())
+
+
+def _prompt_flops(plan: Plan) -> dict[str, int]:
+    """Augmenter -> operations for each token of a prompt, with those of its attachments."""
+    cost = estimate(plan)
+    flops = {run.name: cost.runs[run.name].flops_per_prompt_token for run in plan.runs if not run.is_anchor}
+    for (source, _), edge in cost.edges.items():
+        flops[source] += edge.flops_per_prompt_token
+    return flops

@@ -106,7 +106,7 @@ class EngineThread:
                     yield outputs
                 for output in found:
                     if isinstance(output, Exception):
-                        listener.num_open = 0  # it has ended: another request of this id must not be cancelled for it
+                        listener.num_open = 0
                         raise output
         finally:
             with self._wake:
@@ -136,14 +136,14 @@ class EngineThread:
                     return
                 added, self._added = self._added, []
                 cancelled, self._cancelled = self._cancelled, []
+            for id in cancelled:
+                self._engine.cancel(id)
             results: list[tuple[str, Output | Exception]] = []
             for request in added:
                 try:
                     self._engine.add(request)
                 except (ValueError, OverloadedError) as error:
                     results.append((request.id, error))
-            for id in cancelled:
-                self._engine.cancel(id)
             try:
                 results += self._engine.step()
             except Exception:

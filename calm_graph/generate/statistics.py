@@ -27,7 +27,7 @@ class EngineStatistics:
         augmenter_tokens: Augmenter -> its tokens that were run.
         skipped_tokens: Augmenter -> anchor tokens of requests for which it was switched off.
         saved_flops: Augmenter -> operations that were not done for them.
-        num_unavailable: Augmenter -> requests that its service did not answer, whether they failed or did without.
+        num_unavailable: Augmenter -> requests that were answered without it, because its service did not answer.
         contribution: Augmenter -> length of what it wrote, over the stream's own, at the newest tokens.
     """
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from calm_graph.errors import InputError
 from calm_graph.plan.estimate import estimate
 from calm_graph.plan.parts import Plan
-from calm_graph.plan.svg import svg
+from calm_graph.plan.svg import colours, svg
 from calm_graph.plan.tables import layer_pairs, short, table
 
-__all__ = ["markdown", "mermaid", "svg", "table", "write"]
+__all__ = ["colours", "markdown", "mermaid", "svg", "table", "write"]
 
 
 def mermaid(plan: Plan) -> str:

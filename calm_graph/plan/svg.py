@@ -36,9 +36,7 @@ def svg(plan: Plan) -> str:
     Returns:
         The text of the SVG file.
     """
-    layout = place(plan)
-    colours = {run.name: COLOURS[index % len(COLOURS)] for index, run in enumerate(plan.runs[:-1])}
-    colours[plan.anchor.name] = ANCHOR
+    layout, paints = place(plan), colours(plan)
     legend, legend_width = _legend(plan)
     width, height = max(layout.width, legend_width + 2 * EDGE), TITLE_HEIGHT + layout.height + LEGEND_HEIGHT
     shift = (width - layout.width) / 2
@@ -48,13 +46,13 @@ def svg(plan: Plan) -> str:
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
             f'viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(label)}">',
             f"<style>{_STYLE}</style>",
-            _markers(colours),
+            _markers(paints),
             f'<rect x="0.5" y="0.5" width="{width - 1:.1f}" height="{height - 1:.1f}" rx="14" '
             'fill="#fff" stroke="#e3e8ef"/>',
             *_title(plan),
             f'<g transform="translate({shift:.1f} {TITLE_HEIGHT})">',
-            *_arrows(plan, layout, colours),
-            *(line for column in layout.columns.values() for line in _column(column, plan, colours)),
+            *_arrows(plan, layout, paints),
+            *(line for column in layout.columns.values() for line in _column(column, plan, paints)),
             "</g>",
             f'<path d="M{EDGE:g} {height - 62:.1f} H{width - EDGE:.1f}" stroke="#e3e8ef"/>',
             f'<g transform="translate({EDGE:g} {height - 34:.1f})">',
@@ -64,6 +62,13 @@ def svg(plan: Plan) -> str:
             "",
         ]
     )
+
+
+def colours(plan: Plan) -> dict[str, str]:
+    """Return the colour of each model of a plan, as #rrggbb."""
+    found = {run.name: COLOURS[index % len(COLOURS)] for index, run in enumerate(plan.runs[:-1])}
+    found[plan.anchor.name] = ANCHOR
+    return found
 
 
 def _title(plan: Plan) -> list[str]:
@@ -78,23 +83,24 @@ def _title(plan: Plan) -> list[str]:
     return [_text(EDGE, 42, plan.composition.name, "title"), _text(EDGE, 64, facts, "soft")]
 
 
-def _markers(colours: dict[str, str]) -> str:
+def _markers(paints: dict[str, str]) -> str:
     heads = [
         f'<marker id="head-{colour[1:]}" viewBox="0 0 8 8" refX="6.5" refY="4" markerWidth="8" markerHeight="8" '
         f'markerUnits="userSpaceOnUse" orient="auto"><path d="M0.5 0.8 L7.5 4 L0.5 7.2 Z" fill="{colour}"/></marker>'
-        for colour in dict.fromkeys(colours.values())
+        for colour in dict.fromkeys(paints.values())
     ]
     return f"<defs>{''.join(heads)}</defs>"
 
 
-def _arrows(plan: Plan, layout: Layout, colours: dict[str, str]) -> list[str]:
+def _arrows(plan: Plan, layout: Layout, paints: dict[str, str]) -> list[str]:
     lines = []
     for found in plan.attachments:
         source, target = layout.columns[found.source], layout.columns[found.target]
-        colour = colours[found.source]
+        colour = paints[found.source]
         dashes = "" if found.trainable else ' stroke-dasharray="5 3"'
         lines.append(
-            f'<path d="{_curve(found, source, target)}" fill="none" stroke="{colour}" stroke-width="1.6" '
+            f'<path data-augmenter="{escape(found.source)}" d="{_curve(found, source, target)}" fill="none" '
+            f'stroke="{colour}" stroke-width="1.6" '
             f'stroke-opacity="0.85"{dashes} marker-end="url(#head-{colour[1:]})">'
             f"<title>{escape(_tooltip(found))}</title></path>"
         )
@@ -111,8 +117,8 @@ def _curve(found: PlannedAttachment, source: Column, target: Column) -> str:
     return f"M{x0:.1f} {y0:.1f} C{x0 + bend:.1f} {y0:.1f} {x1 - bend:.1f} {y1:.1f} {x1:.1f} {y1:.1f}"
 
 
-def _column(column: Column, plan: Plan, colours: dict[str, str]) -> list[str]:
-    run, colour = column.run, colours[column.run.name]
+def _column(column: Column, plan: Plan, paints: dict[str, str]) -> list[str]:
+    run, colour = column.run, paints[column.run.name]
     reached = {found.anchor_layer for edge in plan.into(run.name) for found in edge.attachments}
     lines = _header(column, colour)
     gap = 1.6 if column.layer_height >= 8 else 0.8

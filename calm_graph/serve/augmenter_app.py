@@ -26,7 +26,7 @@ from calm_graph.serve.disconnect import unless_gone
 from calm_graph.serve.errors import ApiError, BadValueError, ErrorResponse, add_error_handlers
 from calm_graph.serve.fields import Fields
 from calm_graph.serve.metrics import Metrics
-from calm_graph.serve.middleware import BodyLimit, Recorder
+from calm_graph.serve.middleware import BodyReader, Recorder
 from calm_graph.serve.record import record_of
 from calm_graph.serve.settings import HttpSettings
 
@@ -147,7 +147,7 @@ def make_augmenter_app(model: AugmenterModel, settings: AugmenterSettings) -> Fa
     app.include_router(_routes(model, settings, metrics))
     add_error_handlers(app)
     # The last one added is the outermost.
-    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
+    app.add_middleware(BodyReader, max_body_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
     app.add_middleware(Doorkeeper, keys=keys, max_requests_per_key=settings.max_requests_per_key)
     app.add_middleware(Recorder, metrics=metrics)
     return app

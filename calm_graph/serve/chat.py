@@ -15,6 +15,7 @@ from openai.types.chat.chat_completion_chunk import ChoiceLogprobs as ChunkLogpr
 from calm_graph.generate.requests import PromptOutput
 from calm_graph.serve.answers import Answers
 from calm_graph.serve.logprobs import chat_logprob
+from calm_graph.serve.objects import to_json, unchecked
 from calm_graph.serve.protocol import ChatBody
 from calm_graph.serve.record import RequestRecord, record_of
 from calm_graph.serve.replies import (
@@ -25,7 +26,6 @@ from calm_graph.serve.replies import (
     piece_extras,
     reply,
     says_nothing,
-    to_json,
     usage,
 )
 from calm_graph.serve.service import Lengths, Service, check_augmenters, check_choices, check_token_ids
@@ -91,12 +91,12 @@ async def _whole(call: Call, body: ChatBody, answers: Answers, record: RequestRe
         message: dict[str, Any] = {"role": "assistant", "content": "".join(answer.texts), "refusal": None}
         fields: dict[str, Any] = {
             "index": index,
-            "message": ChatCompletionMessage.model_construct(**message),
-            "logprobs": ChoiceLogprobs.model_construct(content=content, refusal=None) if body.logprobs else None,
+            "message": unchecked(ChatCompletionMessage, **message),
+            "logprobs": unchecked(ChoiceLogprobs, content=content, refusal=None) if body.logprobs else None,
             "finish_reason": answer.finish_reason,
             **answer.extras(call),
         }
-        choices.append(Choice.model_construct(**fields))
+        choices.append(unchecked(Choice, **fields))
     fields = {
         "id": call.id,
         "object": "chat.completion",
@@ -105,7 +105,7 @@ async def _whole(call: Call, body: ChatBody, answers: Answers, record: RequestRe
         "choices": choices,
         "usage": usage(record),
     }
-    return to_json(ChatCompletion.model_construct(**fields))
+    return to_json(unchecked(ChatCompletion, **fields))
 
 
 def _chunk(call: Call, choices: list[ChunkChoice], **further: Any) -> str:
@@ -117,12 +117,12 @@ def _chunk(call: Call, choices: list[ChunkChoice], **further: Any) -> str:
         "choices": choices,
         **further,
     }
-    return to_json(ChatCompletionChunk.model_construct(**fields))
+    return to_json(unchecked(ChatCompletionChunk, **fields))
 
 
 def _choice(index: int, delta: dict[str, Any], **further: Any) -> ChunkChoice:
-    fields = {"index": index, "delta": ChoiceDelta.model_construct(**delta), "logprobs": None, **further}
-    return ChunkChoice.model_construct(**fields)
+    fields = {"index": index, "delta": unchecked(ChoiceDelta, **delta), "logprobs": None, **further}
+    return unchecked(ChunkChoice, **fields)
 
 
 async def _pieces(call: Call, body: ChatBody, answers: Answers, record: RequestRecord) -> AsyncGenerator[str, None]:
@@ -136,7 +136,7 @@ async def _pieces(call: Call, body: ChatBody, answers: Answers, record: RequestR
             continue
         further: dict[str, Any] = {"finish_reason": output.finish_reason, **piece_extras(call, output)}
         if output.logprobs:
-            further["logprobs"] = ChunkLogprobs.model_construct(content=[chat_logprob(output.logprobs)], refusal=None)
+            further["logprobs"] = unchecked(ChunkLogprobs, content=[chat_logprob(output.logprobs)], refusal=None)
         delta = {"content": output.text} if output.text or output.finish_reason is None else {}
         yield _chunk(call, [_choice(output.choice, delta, **further)], **last)
     if body.include_usage:

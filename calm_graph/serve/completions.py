@@ -11,6 +11,7 @@ from openai.types import Completion, CompletionChoice
 from calm_graph.generate.requests import GenerationRequest, PromptOutput
 from calm_graph.serve.answers import Answers
 from calm_graph.serve.logprobs import Logged, completion_logprobs
+from calm_graph.serve.objects import to_json, unchecked
 from calm_graph.serve.protocol import CompletionBody
 from calm_graph.serve.record import RequestRecord, record_of
 from calm_graph.serve.replies import (
@@ -21,7 +22,6 @@ from calm_graph.serve.replies import (
     piece_extras,
     reply,
     says_nothing,
-    to_json,
     usage,
 )
 from calm_graph.serve.service import Lengths, Service, check_augmenters, check_choices, check_token_ids
@@ -104,11 +104,11 @@ def _completion(call: Call, choices: list[CompletionChoice], **further: Any) -> 
         "choices": choices,
         **further,
     }
-    return to_json(Completion.model_construct(**fields))
+    return to_json(unchecked(Completion, **fields))
 
 
 def _choice(index: int, text: str, **further: Any) -> CompletionChoice:
-    return CompletionChoice.model_construct(**{"index": index, "text": text, "logprobs": None, **further})
+    return unchecked(CompletionChoice, **{"index": index, "text": text, "logprobs": None, **further})
 
 
 def _prompt_text(request: GenerationRequest, tokenizer: Any) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 from calm_graph.generate.engine import Engine, EngineSettings
 from calm_graph.generate.engine_thread import EngineThread
 from calm_graph.generate.requests import GenerationRequest, Output
+from calm_graph.generate.selector import Selector
 from calm_graph.model.composed import ComposedModel
-from calm_graph.plan.draw import mermaid
+from calm_graph.plan.draw import colours, mermaid, svg
 from calm_graph.serve.client import ServedModel
 
 
@@ -21,10 +22,17 @@ class LocalClient:
     Args:
         models: As `load_models` returns them.
         settings: Of the engine.
+        selectors: As `Engine` takes them.
     """
 
-    def __init__(self, models: Mapping[str, ComposedModel], settings: EngineSettings | None = None) -> None:
-        engine = Engine(models, settings)
+    def __init__(
+        self,
+        models: Mapping[str, ComposedModel],
+        settings: EngineSettings | None = None,
+        *,
+        selectors: Mapping[str, Selector] | None = None,
+    ) -> None:
+        engine = Engine(models, settings, selectors=selectors)
         self._tokenizer = engine.tokenizer
         self._models = served_models(engine)
         self.thread = EngineThread(engine)
@@ -71,6 +79,8 @@ def served_models(engine: Engine) -> dict[str, ServedModel]:
             graph={
                 "composition": plan.composition.model_dump(mode="json"),
                 "mermaid": mermaid(plan),
+                "svg": svg(plan),
+                "colours": colours(plan),
                 "attachments": [
                     {
                         "augmenter": planned.source,

@@ -10,6 +10,7 @@ from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from openai.types.completion_choice import Logprobs
 
 from calm_graph.generate.requests import TokenLogprob
+from calm_graph.serve.objects import unchecked
 
 _LOWEST = -9999.0  # JSON has no infinity; vLLM's number for it
 
@@ -42,7 +43,7 @@ def completion_logprobs(tokens: Sequence[Logged], *, offset: int) -> tuple[Logpr
         top.append(likeliest or None)
     # OpenAI's type has no None in its lists, but its servers send it for the first token of an echoed prompt.
     lists: Any = {"tokens": texts, "text_offset": offsets, "token_logprobs": chosen, "top_logprobs": top}
-    return Logprobs.model_construct(**lists), offset
+    return unchecked(Logprobs, **lists), offset
 
 
 def chat_logprob(entries: Sequence[TokenLogprob]) -> ChatCompletionTokenLogprob:
@@ -52,12 +53,13 @@ def chat_logprob(entries: Sequence[TokenLogprob]) -> ChatCompletionTokenLogprob:
         entries: The token and then the likeliest ones.
     """
     own, *likeliest = entries
-    return ChatCompletionTokenLogprob.model_construct(
+    return unchecked(
+        ChatCompletionTokenLogprob,
         token=own.text,
         bytes=_bytes(own.text),
         logprob=_finite(own.logprob),
         top_logprobs=[
-            TopLogprob.model_construct(token=entry.text, bytes=_bytes(entry.text), logprob=_finite(entry.logprob))
+            unchecked(TopLogprob, token=entry.text, bytes=_bytes(entry.text), logprob=_finite(entry.logprob))
             for entry in likeliest
         ],
     )

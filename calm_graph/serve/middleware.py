@@ -6,6 +6,7 @@ import asyncio
 import re
 import uuid
 
+from pydantic_core import from_json
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -63,8 +64,8 @@ class Recorder:
             log_request(record)
 
 
-class BodyLimit:
-    """Middleware: reads the body, and refuses one that is too large as soon as it is.
+class BodyReader:
+    """Middleware: reads the body, and refuses one that is too large as soon as it is, or whose text is no Unicode.
 
     Args:
         app: What answers.
@@ -85,6 +86,7 @@ class BodyLimit:
         try:
             async with asyncio.timeout(self._timeout_s):
                 body = await self._read(scope, receive)
+            _check_surrogates(body)
         except (ApiError, TimeoutError) as error:
             if isinstance(error, TimeoutError):
                 error = ApiError(408, f"the body did not come within {self._timeout_s:g} s", code="request_timeout")
@@ -115,3 +117,12 @@ class BodyLimit:
                 raise too_large
             if not message.get("more_body", False):
                 return bytes(body)
+
+
+def _check_surrogates(body: bytes) -> None:
+    """Refuse halves of surrogate pairs, which Python's JSON accepts but no tokenizer, log or answer can hold."""
+    if re.search(rb"\\u[dD][89a-fA-F]", body):
+        try:
+            from_json(body, cache_strings="none")
+        except ValueError as error:
+            raise ApiError(400, f"body: is not valid JSON: {error}", code="invalid_json") from None

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from calm_graph.errors import ServingError
+from calm_graph.errors import InputError, ServingError
 from calm_graph.generate.models import load_models
 from calm_graph.generate.requests import GenerationRequest, Output
+from calm_graph.generate.selector import read_selector
 from calm_graph.serve.client import ServedModel
 from calm_graph.serve.local import LocalClient
 from calm_graph.serve.serve_settings import ServeSettings
@@ -65,7 +66,8 @@ def load_client(settings: ServeSettings) -> LocalClient:
         settings: Of the deployment.
 
     Raises:
-        CheckpointError: As `from_pretrained` says.
+        CheckpointError: As `from_pretrained` says, or a selector was made for another composition.
+        InputError: A selector is for a composition that is not served, or is not there.
     """
     registry = Registry(default_registry)
     for folder in settings.registries:
@@ -78,4 +80,8 @@ def load_client(settings: ServeSettings) -> LocalClient:
         exports=settings.exports,
         remotes=settings.named_remotes,
     )
-    return LocalClient(models, settings.engine)
+    unknown = settings.selectors.keys() - models.keys()
+    if unknown:
+        raise InputError(f"selectors: got {', '.join(sorted(unknown))}, but the compositions are {', '.join(models)}")
+    selectors = {name: read_selector(text, models[name]) for name, text in settings.selectors.items()}
+    return LocalClient(models, settings.engine, selectors=selectors)

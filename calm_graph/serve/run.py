@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -137,8 +138,10 @@ def _run_on_ray(
             raise ServingError(f"{name} did not start: {error}") from error
         finally:
             if owns_cluster:  # else others may be served on it
-                serve.shutdown()
-                ray.shutdown()
+                # Ray prints that the controller, which it has just killed, is dead.
+                with redirect_stdout(io.StringIO()):
+                    serve.shutdown()
+                    ray.shutdown()
 
 
 class _Server(uvicorn.Server):

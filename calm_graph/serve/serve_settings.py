@@ -19,6 +19,8 @@ class ServeSettings(Declared):
     Args:
         checkpoints: Folders or hub ids of compositions over one anchor; `NAME=CHECKPOINT` gives one a name of your own.
         registries: Folders of cards (*.json) of models that are not built in.
+        selectors: Name of a composition -> what chooses among its augmenters where a request does not name them:
+            `package.module:function`, or a file that `LearnedSelector.save` wrote. Without one all of them run.
         exports: Folders of ONNX exports, to run in place of the augmenters they were made from.
         remotes: `NAME=URL`: the service at this address runs the augmenter of this name; its key is in the variable
             CALM_GRAPH_REMOTE_KEY of the engines. A card in `registries` may say more.
@@ -38,6 +40,7 @@ class ServeSettings(Declared):
 
     checkpoints: tuple[str, ...] = Field(min_length=1)
     registries: tuple[str, ...] = ()
+    selectors: dict[str, str] = Field(default_factory=dict)
     exports: tuple[str, ...] = ()
     remotes: tuple[str, ...] = ()
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -110,6 +113,7 @@ class ServeSettings(Declared):
                     f"{name}={_absolute(each)}" if name else _absolute(each) for name, each in self.named_checkpoints
                 ),
                 "registries": tuple(_absolute(each) for each in self.registries),
+                "selectors": {name: _absolute(each) for name, each in self.selectors.items()},
                 "exports": tuple(_absolute(each) for each in self.exports),
                 "http": self.http.model_copy(
                     update={"api_keys_file": self.http.api_keys_file and self.http.api_keys_file.absolute()}

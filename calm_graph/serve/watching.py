@@ -36,13 +36,14 @@ def watching_routes(service: Service) -> APIRouter:
 
     @router.get("/v1/compositions")
     async def list_compositions() -> dict[str, Any]:
-        """List the compositions with their graphs."""
+        """List the compositions with their graphs, and whether their anchor reads conversations."""
         compositions = [
             {
                 "id": model.name,
                 "object": "composition",
                 "anchor": model.anchor,
                 "augmenters": list(model.augmenters),
+                "chat_template": bool(service.client.tokenizer.chat_template),
                 "graph": dict(model.graph),
             }
             for model in service.client.models.values()

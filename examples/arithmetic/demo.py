@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,9 @@ from calm_graph.model.composed import ComposedModel
 from calm_graph.train.progress import Show
 from examples.arithmetic import compositions
 from examples.arithmetic.data import DEPARTMENT_NAMES, departments, prices
-from examples.arithmetic.measure import answers, measure, table
+from examples.arithmetic.measure import measure, table
 from examples.arithmetic.recipe import train_composition
+from examples.arithmetic.served import answers, served
 from registry import registry
 from registry.weights import load_causal_lm, load_tokenizer
 
@@ -33,8 +37,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the split into seen and unseen keys, and of training")
     parser.add_argument("--count", type=int, default=500, help="questions of each task")
     parser.add_argument("--num-workers", type=int, default=2, help="Ray workers that train; 0: this process")
+    parser.add_argument("--serve", action="store_true", help="leave the server running at the end, until Ctrl-C")
     args = parser.parse_args()
     report(args.out, seed=args.seed, count=args.count, num_workers=args.num_workers)
+    if args.serve:
+        with served(best_checkpoint(args.out, args.seed), num_replicas=0, port=8000) as address:
+            print(f"\nplayground: {address}/   API: {address}/v1   Ctrl-C ends it", flush=True)
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
 
 
 def report(out: Path, *, seed: int, count: int, num_workers: int = 0, show: Show = "auto") -> list[dict[str, Any]]:
@@ -56,7 +66,6 @@ def report(out: Path, *, seed: int, count: int, num_workers: int = 0, show: Show
     for name in ("demo-arithmetic", *(f"demo-prices-{name}" for name in DEPARTMENT_NAMES)):
         card = registry.get(name)
         rows += measure(name, load_causal_lm(card), load_tokenizer(card), count=count, seed=seed)
-    model: ComposedModel | None = None
     for name, composition, steps in LIVE:
         names = list(DEPARTMENT_NAMES) if name == "both" else [name]
         print(f"\ntraining {composition.name}: {steps} steps on 20% of the keys of {' and '.join(names)}", flush=True)
@@ -75,21 +84,42 @@ def report(out: Path, *, seed: int, count: int, num_workers: int = 0, show: Show
     plot(rows, out / "accuracy.png")
     print(f"\naccuracy in %, on {count} questions each; 'unseen' keys were in no composition's training data\n")
     print(table(rows))
-    assert model is not None
-    ask(model, seed)
+    checkpoint = best_checkpoint(out, seed)
+    print(f"\nserving {checkpoint} with Ray Serve" if num_workers else f"\nserving {checkpoint}", flush=True)
+    with served(checkpoint, num_replicas=min(1, num_workers), port=free_port()) as address:
+        ask(address, seed)
     print(f"\n{out / 'report.json'} and accuracy.png written; {time.perf_counter() - started_s:.0f} s in all")
     return rows
 
 
-def ask(model: ComposedModel, seed: int) -> None:
-    """Answer a few expressions over unseen keys, and show what the price lists say."""
+def best_checkpoint(out: Path, seed: int) -> Path:
+    """Return the composition of both departments: the shipped one, or of another seed the one trained last."""
+    if seed == 0 and (SHIPPED / "composition.json").exists():
+        return SHIPPED
+    return max((out / "both").iterdir())
+
+
+def ask(address: str, seed: int) -> None:
+    """Ask a server a few expressions over unseen keys, and show what the price lists say."""
     garden, kitchen = (departments()[name].keys("unseen", seed=seed) for name in DEPARTMENT_NAMES)
     asked = [f"{garden[0]}=", f"{garden[1]}+{garden[2]}=", f"{garden[3]}+{kitchen[3]}=", f"{kitchen[4]}+{garden[5]}+7="]
     known = prices()
-    print()
-    for prompt, answer in zip(asked, answers(model, model.tokenizer, asked), strict=True):
+    without = {"demo-prices-garden": 0.0}
+    print(f"\n  {'asked of the server':<20} answer   without the garden's prices")
+    found = answers(address, "demo-both", asked)
+    for prompt, answer, alone in zip(
+        asked, found, answers(address, "demo-both", asked, augmenters=without), strict=True
+    ):
         values = [known.get(word) or int(word) for word in prompt.rstrip("=").split("+")]
-        print(f"  {prompt:<14} {answer:>4}   ({' + '.join(map(str, values))} = {sum(values)})")
+        print(f"  {prompt:<20} {answer:>6}   {alone:>6}   ({' + '.join(map(str, values))} = {sum(values)})")
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:

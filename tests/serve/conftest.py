@@ -18,6 +18,8 @@ from calm_graph.serve.app import make_app
 from calm_graph.serve.settings import HttpSettings
 from tests.serve.scripted import ScriptedClient
 
+HTTP = httpx.Client(timeout=10)  # making one takes longer than most requests
+
 
 @dataclass(frozen=True)
 class Served:
@@ -28,14 +30,17 @@ class Served:
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
 
     def post(self, path: str, body: object, **further: object) -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", json=body, **further)  # type: ignore[arg-type]
+        return HTTP.post(f"{self.url}{path}", json=body, **further)  # type: ignore[arg-type]
 
 
 @contextmanager
-def serving(client: ScriptedClient | None = None, settings: HttpSettings | None = None) -> Iterator[Served]:
+def serving(
+    client: ScriptedClient | None = None, settings: HttpSettings | None = None, *, port: int = 0
+) -> Iterator[Served]:
     client = client or ScriptedClient()
     listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
     config = uvicorn.Config(make_app(client, settings), log_level="warning", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

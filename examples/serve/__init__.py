@@ -1,0 +1,1 @@
+"""A composition asked over HTTP, through clients that people have already."""
