@@ -152,6 +152,8 @@ class Service:
             )
             advice = f"look at {where}" if where else "the card names none; set api_key_variable or api_key_file"
             return RemoteError(self.said(f"does not accept the API key ({status}); {advice}"))
+        if status in (404, 405, 410):  # what a proxy says when the service behind it is gone
+            return RemoteUnavailableError(self.said(f"is not there ({status}: {reason}); is the address right?"))
         if status in (408, 429) or status >= 500:
             after = response.headers.get("retry-after", "")
             wait_s = float(after) if after.isdecimal() and len(after) < 5 else 0.0
