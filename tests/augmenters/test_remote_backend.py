@@ -17,6 +17,7 @@ from safetensors.numpy import load, save
 
 from calm_graph import Augmenter, Composition, every
 from calm_graph.augmenters.remote_backend import RemoteBackend
+from calm_graph.declare.files import load_composition, stored_cards
 from calm_graph.errors import AugmenterError, AugmenterUnavailableError, CheckpointError, DeclarationError, InputError
 from calm_graph.model.build import build_model
 from calm_graph.model.composed import ComposedModel
@@ -138,14 +139,21 @@ def test_trained_there_and_served_here(zoo: Zoo, served: ServedAugmenter, tmp_pa
     torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], **EXACT)
 
 
-def test_a_checkpoint_alone_sends_nothing_anywhere(zoo: Zoo, served: ServedAugmenter, tmp_path: Path) -> None:
+def test_a_checkpoint_alone_sends_nothing_anywhere(
+    zoo: Zoo, served: ServedAugmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever made a checkpoint must not choose whom our users' texts and our keys are sent to."""
     card = remote_card("other", served.url)
     composition = Composition(name="desk", anchor="anchor", augmenters=[AUGMENTERS["causal"]])
     build_model(composition, registry=Registry([zoo.registry.get("anchor"), card])).save_pretrained(tmp_path / "t")
     with pytest.raises(RemoteError, match=r"came with a checkpoint, and what users write .* --remote other=http"):
         ComposedModel.from_pretrained(tmp_path / "t", registry=Registry([zoo.registry.get("anchor")]))
-    assert served.trouble.num_asked == 0
+    monkeypatch.setattr(remote_module, "_known", {})
+    registry = Registry([zoo.registry.get("anchor"), *stored_cards(tmp_path / "t")[1:]])
+    with monkeypatch.context() as patch:  # looking at it asks nobody, either
+        patch.setattr(remote_module.Service, "ask", None)
+        plan = make_plan(load_composition(tmp_path / "t"), registry=registry)
+    assert plan.run("other").runtime == "remote" and served.trouble.num_asked == 0
     registry = Registry([zoo.registry.get("anchor")])
     ComposedModel.from_pretrained(tmp_path / "t", registry=registry, remotes={"other": served.url})
     ComposedModel.from_pretrained(tmp_path / "t", registry=registry, remotes={"other": card})

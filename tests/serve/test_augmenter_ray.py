@@ -23,20 +23,21 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # before the cluster, whose processes have it
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
     ray.shutdown()
+    patch.undo()
 
 
-def test_a_composition_reads_an_augmenter_of_another_deployment(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_composition_reads_an_augmenter_of_another_deployment(address: str, tmp_path: Path) -> None:
     zoo = Zoo(tmp_path / "zoo")
     zoo.add("anchor", "llama", tokenizer="bytes", seed=1)
     zoo.add("other", "gemma3_text", tokenizer="spaces", seed=3)
