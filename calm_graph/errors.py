@@ -71,6 +71,14 @@ class ServingError(CalmGraphError):
     """A request cannot be answered, through no fault of its own."""
 
 
+class AugmenterError(ServingError):
+    """A service that gives an augmenter's states refuses, or answers something else: somebody has to look at it."""
+
+
+class AugmenterUnavailableError(AugmenterError):
+    """A service that gives an augmenter's states does not answer, now."""
+
+
 class OverloadedError(ServingError):
     """There is no room for another request now.
 

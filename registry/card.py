@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
-SCHEMES = ("hub", "folder", "gguf", "embedded")
+SCHEMES = ("hub", "folder", "gguf", "embedded", "remote")
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
@@ -54,6 +55,25 @@ class OnnxExport(BaseModel):
     """Layer -> largest distance from torch's state at any position, relative to its length."""
 
 
+class RemoteAccess(BaseModel):
+    """How a service that runs the model is asked. Says where its API key is, never the key itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    api_key_variable: str | None = None
+    """Environment variable with the key."""
+    api_key_file: str | None = None
+    """File with the key and nothing else."""
+    wire: Literal["float32", "float16", "int8"] = "float32"
+    """How states travel; float16 and int8 have a scale for each token."""
+    timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
+    """Longest time for the states of one prompt, with all further tries."""
+    num_retries: Annotated[int, Field(ge=0, le=10)] = 2
+    """Further tries after an outage."""
+    layers: tuple[int, ...] | None = None
+    """Layers that the service gives, ascending; None until it was asked."""
+
+
 class ModelCard(BaseModel):
     """One frozen model: where it is, what it is, under which licence.
 
@@ -61,15 +81,18 @@ class ModelCard(BaseModel):
     are checked against it when the weights are loaded.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # An address with a password in it is refused, and must not stand in the error then.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=96)]
     source: str
-    """`hub:org/name`, `folder:/path`, `gguf:/path/file.gguf` or `embedded:name` (shipped in this package)."""
+    """`hub:org/name`, `folder:/path`, `gguf:/path/file.gguf`, `embedded:name` (shipped in this package), or
+    `remote:https://host` of a service (`calm-graph serve-augmenter`) that gives the model's states."""
     revision: str | None = None
     """Branch, tag or commit of a hub repository."""
     fingerprint: Digest | None = None
-    """Identity of the files (`registry.fingerprint`), verified at load when given; of an ONNX export, of its origin."""
+    """Identity of the files (`registry.fingerprint`), verified at load when given; of an ONNX export, of its origin; of
+    a service, what it must say of itself."""
 
     architecture: str | None = None
     """`model_type` of the config; of the text part when the model is a multimodal wrapper."""
@@ -88,9 +111,11 @@ class ModelCard(BaseModel):
 
     modality: Literal["text", "image", "features"] = "text"
     causal: bool | None = None
-    runtime: Literal["torch", "onnx"] = "torch"
+    runtime: Literal["torch", "onnx", "remote"] = "torch"
     onnx: OnnxExport | None = None
     """What `calm-graph export` wrote about the graph; None of a model that runs in torch."""
+    remote: RemoteAccess | None = None
+    """How a service is asked; a service whose card has none, because it came with a checkpoint, is never asked."""
     tags: frozenset[str] = frozenset()
     licence: str = "unspecified"
     trust_remote_code: bool = False
@@ -109,6 +134,8 @@ class ModelCard(BaseModel):
                     problems.append(f"unknown field {key!r}; {hint}")
             if problems:
                 raise ValueError("; ".join(problems))
+            if str(data.get("source", "")).startswith("remote:"):
+                data = {"runtime": "remote", "remote": RemoteAccess(), **data}
         return data
 
     @field_validator("source")
@@ -117,13 +144,29 @@ class ModelCard(BaseModel):
         scheme, _, location = source.partition(":")
         if scheme not in SCHEMES or not location:
             raise ValueError(
-                f"got {source!r}; write 'hub:org/name', 'folder:/path', 'gguf:/path/file.gguf' or 'embedded:name'"
+                f"got {source!r}; write 'hub:org/name', 'folder:/path', 'gguf:/path/file.gguf', 'embedded:name' or "
+                "'remote:https://host'"
             )
+        if scheme == "remote":
+            check_url(location)
         if scheme == "hub" and location.count("/") != 1:
             raise ValueError(f"got {source!r}; a hub source names an organisation and a model: 'hub:org/name'")
         if scheme == "gguf" and not location.lower().endswith(".gguf"):
             raise ValueError(f"got {source!r}; a gguf source names one file that ends in .gguf")
         return source
+
+    @model_validator(mode="after")
+    def _check_remote(self) -> ModelCard:
+        if (self.scheme == "remote") != (self.runtime == "remote"):
+            raise ValueError(
+                f"got runtime {self.runtime!r} and source {self.source!r}; the runtime of a 'remote:' source, and of "
+                "no other, is 'remote'"
+            )
+        if self.remote is not None and self.scheme != "remote":
+            raise ValueError(f"remote: is about services, but the source is {self.source!r}; leave it out")
+        if self.scheme == "remote" and self.trust_remote_code:
+            raise ValueError("trust_remote_code: a service gives states, and never code; leave it out")
+        return self
 
     @field_serializer("tags")
     def _sort_tags(self, tags: frozenset[str]) -> list[str]:
@@ -153,3 +196,15 @@ class ModelCard(BaseModel):
         if "modality" in facts and "modality" not in self.model_fields_set:
             update["modality"] = facts["modality"]
         return self.model_copy(update=update) if update else self
+
+
+def check_url(url: str) -> None:
+    """Refuse an address that no service can have, or that holds a secret, which would be written into checkpoints.
+
+    Raises:
+        ValueError: it is one.
+    """
+    parts = urlsplit(url)
+    shown = url if parts.username is None and parts.password is None else "an address with a user's name or password"
+    if parts.scheme not in ("http", "https") or not parts.hostname or shown != url or parts.query or parts.fragment:
+        raise ValueError(f"got {shown}; a service's address is https://host:port/path, and its key stands elsewhere")

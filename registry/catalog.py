@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from registry.card import ModelCard
 from registry.errors import CardError, UnknownModelError
+from registry.remote import described
 from registry.sources import read_facts
 
 ENTRY_POINT_GROUP = "calm_graph.cards"
@@ -54,6 +55,8 @@ class Registry:
     def get(self, name: str) -> ModelCard:
         """Return the card `name`, its empty facts filled from the model's own files where these are on this machine.
 
+        A service is asked for them.
+
         Raises:
             UnknownModelError: no card has this name; the error carries the nearest names.
         """
@@ -62,6 +65,8 @@ class Registry:
         if name not in self._cards:
             raise UnknownModelError(name, self.nearest(name), note="; ".join(self._entry_point_problems))
         card = self._cards[name]
+        if card.runtime == "remote":
+            return described(card)
         return card.with_facts(read_facts(card)) if card.missing_facts() else card
 
     def nearest(self, name: str) -> list[str]:

@@ -42,3 +42,20 @@ class WeightsError(RegistryError):
 
 class FingerprintError(WeightsError):
     """The files of a model are not the ones that were recorded."""
+
+
+class RemoteError(RegistryError):
+    """A service cannot be used as it is asked: a wrong key, another model, or an answer that is none."""
+
+
+class RemoteUnavailableError(RemoteError):
+    """A service does not answer, now.
+
+    Args:
+        message: Which, and what happened.
+        retry_after_s: When it should be asked again.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)

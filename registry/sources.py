@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from functools import lru_cache
@@ -35,18 +36,29 @@ def hub_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
 def local_path(card: ModelCard) -> Path | None:
     """Return the folder (or the GGUF file) that holds the model on this machine, or None. Never downloads.
 
+    Of a model that a service runs, the folder holds the tokenizer and the facts.
+
     A mirror folder wins over the hub, so that a machine without a network can serve hub cards.
     """
     if card.scheme in ("folder", "gguf"):
         path = Path(card.location).expanduser()
     elif card.scheme == "embedded":
         path = EMBEDDED / card.location
+    elif card.scheme == "remote":
+        path = remote_folder(card.location, card.fingerprint)
     else:
         path = mirror_folder(card.name)
         if not (path / "config.json").is_file():
             return hub_snapshot(card.location, card.revision)
     wanted = path if card.scheme == "gguf" else path / "config.json"
     return path if wanted.is_file() else None
+
+
+def remote_folder(url: str, fingerprint: str | None) -> Path:
+    """Return where the tokenizer and the facts of a model that a service runs are kept."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
+    key = hashlib.sha256(f"{url} {fingerprint}".encode()).hexdigest()
+    return cache / "calm-graph" / "remote" / key[:32]
 
 
 def read_config(path: Path) -> dict[str, Any]:

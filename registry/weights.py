@@ -14,6 +14,7 @@ from registry import layouts
 from registry.card import FACTS, ModelCard
 from registry.errors import FactMismatchError, FingerprintError, WeightsError
 from registry.fingerprint import fingerprint
+from registry.remote import described, fetch_tokenizer
 from registry.sources import local_path, mirror_folder, read_safetensors_header
 
 if TYPE_CHECKING:
@@ -31,11 +32,15 @@ _COMPARED = tuple(fact for fact in FACTS if fact != "num_parameters")  # a confi
 def find_files(card: ModelCard) -> Path:
     """Return the folder (or the GGUF file) with a card's model, downloading from the hub when it is not here yet.
 
-    Only safetensors, JSON and tokenizer files are ever downloaded (and Python files, if the card trusts them).
+    Only safetensors, JSON and tokenizer files are ever downloaded (and Python files, if the card trusts them). Of a
+    model that a service runs there are only the tokenizer and the facts.
 
     Raises:
+        RemoteError: the service cannot be used.
         WeightsError: there are no such files, they are incomplete, or they are in a format that could run code.
     """
+    if card.scheme == "remote":
+        return fetch_tokenizer(card)
     path = local_path(card)
     if card.scheme == "hub" and (path is None or not any(path.glob("*.safetensors"))):
         path = _download(card)
@@ -51,11 +56,15 @@ def find_files(card: ModelCard) -> Path:
 def identity(card: ModelCard) -> str:
     """Return the fingerprint of the model that a card stands for; an ONNX export stands for the model it came from.
 
+    A service says itself what it runs.
+
     Raises:
         WeightsError: there are no such files, or the export does not say what it came from.
     """
     if card.runtime == "torch":
         return fingerprint(find_files(card))
+    if card.runtime == "remote":
+        card = described(card)
     if card.fingerprint is None:
         raise WeightsError(f"card {card.name!r}: it does not say which model it was exported from; export it again")
     return card.fingerprint

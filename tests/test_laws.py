@@ -43,6 +43,7 @@ DOORS = {
     "fastapi": ("calm_graph/serve/",),
     "uvicorn": ("calm_graph/serve/",),
     "onnxruntime": ("calm_graph/augmenters/onnx_",),
+    "httpx2": ("registry/remote.py", "calm_graph/serve/"),
     "pickle": (),
 }
 WITHOUT_TORCH = ("registry", "calm_graph.declare", "calm_graph.plan", "calm_graph.errors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from concurrent.futures import Future
 
 import torch
 from torch import nn
@@ -84,6 +85,21 @@ class Backend(nn.Module, ABC):
         Raises:
             InputError: The text is longer than the model's context.
         """
+
+    def start_tokens(
+        self, ids_BS: torch.Tensor, real_BS: torch.Tensor, *, taps: frozenset[int]
+    ) -> Future[dict[int, torch.Tensor]] | None:
+        """Begin to run the model somewhere else on a whole prompt, as `read_tokens` would.
+
+        Args:
+            ids_BS: int64.
+            real_BS: bool, False on padding.
+            taps: Layers to return.
+
+        Returns:
+            What `read_tokens` returns or raises, later; None if the model runs here.
+        """
+        return None
 
     def _check_names(self, inputs: Mapping[str, torch.Tensor]) -> None:
         # Stricter than the model, whose **kwargs would swallow a misspelt name.

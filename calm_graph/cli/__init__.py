@@ -21,6 +21,7 @@ GROUPS = (
     "calm_graph.cli.export",
     "calm_graph.cli.serve",
     "calm_graph.cli.bench_serve",
+    "calm_graph.cli.serve_augmenter",
 )
 
 _EPILOG = """examples:

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     """
     scales = read_scales(options.scales)
     sampling = read_sampling(options)
-    model = load_model(options.checkpoint, exports=options.exports)
+    model = load_model(options.checkpoint, exports=options.exports, remotes=options.remotes)
     from calm_graph.generate.conversation import Conversation
 
     conversation = Conversation(model=model, sampling=sampling, system=options.system)

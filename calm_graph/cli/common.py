@@ -55,6 +55,19 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def add_remote_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --remote."""
+    parser.add_argument(
+        "--remote",
+        dest="remotes",
+        action="append",
+        default=[],
+        metavar="NAME=URL",
+        help="let this service (see serve-augmenter) run the augmenter; its key is in the variable "
+        "CALM_GRAPH_REMOTE_KEY; may be repeated",
+    )
+
+
 def read_plan(options: argparse.Namespace) -> Plan:
     """Return the plan of FILE; the cards that a checkpoint keeps count where the registry has none of that name.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from calm_graph.cli.common import (
     Subparsers,
     add_command,
     add_json_argument,
+    add_remote_argument,
     print_json,
 )
 from calm_graph.errors import InputError
@@ -68,6 +69,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, temperature: fl
         metavar="DIR",
         help="run this export in place of the augmenter it was made from; may be repeated",
     )
+    add_remote_argument(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -82,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     scales = read_scales(options.scales)
     sampling = read_sampling(options)
     prompt = sys.stdin.read().removesuffix("\n") if options.prompt == "-" else options.prompt
-    model = load_model(options.checkpoint, exports=options.exports)
+    model = load_model(options.checkpoint, exports=options.exports, remotes=options.remotes)
     from calm_graph.generate.stream import stream_text
 
     with model.augmenters(scales):
@@ -133,12 +135,16 @@ def read_scales(given: Sequence[str]) -> dict[str, float]:
     return scales
 
 
-def load_model(checkpoint: str, *, exports: Sequence[str] = ()) -> ComposedModel:
+def load_model(checkpoint: str, *, exports: Sequence[str] = (), remotes: Sequence[str] = ()) -> ComposedModel:
     """Load a checkpoint on the GPU if there is one, without the progress bars of its parts.
 
     Args:
         checkpoint: A folder, or an id on the hub.
         exports: Folders of ONNX exports, to run in place of the augmenters they were made from.
+        remotes: `NAME=URL` of services, to run in place of the augmenters of these names.
+
+    Raises:
+        InputError: One of them is not `NAME=URL`.
     """
     import torch
     from transformers.utils import logging
@@ -146,10 +152,17 @@ def load_model(checkpoint: str, *, exports: Sequence[str] = ()) -> ComposedModel
     from calm_graph.model.composed import ComposedModel
 
     logging.disable_progress_bar()
+    for each in remotes:
+        if not all(each.partition("=")):
+            raise InputError(f"remote: got {each!r}, but NAME=URL is needed, such as code=https://models.example.com")
+    replaced: dict[str, Any] = {
+        "exports": exports,
+        "remotes": {name: url for name, _, url in (each.partition("=") for each in remotes)},
+    }
     if torch.cuda.is_available():
-        return ComposedModel.from_pretrained(checkpoint, device_map="cuda", exports=exports)
+        return ComposedModel.from_pretrained(checkpoint, device_map="cuda", **replaced)
     # Most CPUs have no bf16 arithmetic and run it several times slower; widening the weights is exact.
-    return ComposedModel.from_pretrained(checkpoint, dtype=torch.float32, exports=exports)
+    return ComposedModel.from_pretrained(checkpoint, dtype=torch.float32, **replaced)
 
 
 def write(text: str) -> None:

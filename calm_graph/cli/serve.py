@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from calm_graph.cli.common import Subparsers, add_command
+from calm_graph.cli.common import Subparsers, add_command, add_remote_argument
 
 if TYPE_CHECKING:
     from calm_graph.serve.serve_settings import ServeSettings
@@ -23,6 +23,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         calm-graph serve runs/helpdesk
         calm-graph serve runs/helpdesk shop=runs/shop --num-replicas 2 --num-cpus 8 --api-key-file keys.txt
         calm-graph serve runs/helpdesk --num-replicas 0 --port 0
+        calm-graph serve runs/helpdesk --remote code=https://models.example.com:8001
         calm-graph serve runs/helpdesk --num-gpus 1 --dtype bfloat16 --host 0.0.0.0
         """,
     )
@@ -59,6 +60,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         metavar="DIR",
         help="run this export in place of the augmenter it was made from; may be repeated",
     )
+    add_remote_argument(parser)
     parser.add_argument(
         "--selector",
         dest="selectors",
@@ -107,6 +109,7 @@ def read_settings(options: argparse.Namespace) -> ServeSettings:
             "checkpoints": options.checkpoints,
             "registries": options.registry,
             "exports": options.exports,
+            "remotes": options.remotes,
             "selectors": dict(pair.partition("=")[::2] for pair in options.selectors),
             "dtype": options.dtype,
             "num_replicas": options.num_replicas,

@@ -14,7 +14,8 @@ Reading = Literal["prompt", "stream"]
 PromptVisibility = Literal["full", "causal"]
 Gate = Literal["none", "tanh"]
 Positions = Literal["none", "rotary", "distance"]
-Runtime = Literal["torch", "onnx"]
+Runtime = Literal["torch", "onnx", "remote"]
+IfUnavailable = Literal["fail", "skip"]
 
 
 class Attachment(Declared):
@@ -95,6 +96,8 @@ class Augmenter(Declared):
             the text, more or less strongly by head.
         scale: Factor on the attachments' output; 0 switches the augmenter off.
         runtime: What runs it; None takes the card's.
+        if_unavailable: When the service that runs it does not answer, requests `fail`, or are answered without it
+            (`skip`) and say so. Training fails in any case.
     """
 
     name: Annotated[
@@ -114,6 +117,7 @@ class Augmenter(Declared):
     positions: Positions = "none"
     scale: float = 1.0
     runtime: Runtime | None = None
+    if_unavailable: IfUnavailable = "fail"
 
     if TYPE_CHECKING:
 
@@ -130,6 +134,7 @@ class Augmenter(Declared):
             positions: Positions = ...,
             scale: float = ...,
             runtime: Runtime | None = ...,
+            if_unavailable: IfUnavailable = ...,
         ) -> None: ...
 
     else:

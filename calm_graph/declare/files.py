@@ -15,6 +15,7 @@ from calm_graph.declare.base import problems_of
 from calm_graph.declare.composition import Composition
 from calm_graph.errors import DeclarationError, Problem
 from registry import ModelCard
+from registry.remote import without_access
 
 CHECKPOINT_FILE = "composition.json"
 """The file of a checkpoint's folder that holds its declaration, under the key `composition`."""
@@ -58,6 +59,8 @@ def load_composition(path: str | Path) -> Composition:
 def stored_cards(path: str | Path) -> tuple[ModelCard, ...]:
     """Return the cards that a checkpoint keeps of its frozen models; none when the path is no checkpoint.
 
+    A service that one of them names is not asked because of that.
+
     Args:
         path: A checkpoint's folder or its composition.json, or any other file.
 
@@ -71,7 +74,7 @@ def stored_cards(path: str | Path) -> tuple[ModelCard, ...]:
     data = _from_json(file)
     models = data.get("models") if isinstance(data, dict) else None
     try:
-        return tuple(ModelCard.model_validate(card) for card in (models or {}).values())
+        return tuple(without_access(ModelCard.model_validate(card)) for card in (models or {}).values())
     except ValidationError as error:
         raise DeclarationError(problems_of(error, root="models"), where=str(file)) from error
 

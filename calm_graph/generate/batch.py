@@ -59,6 +59,13 @@ class Group:
         with self.graph.scaled(factors):
             yield
 
+    def take_reads(self) -> None:
+        """Take the states that services have sent, and switch off what is left out for want of them."""
+        if self.request.pending:
+            self.graph.take_reads(self.request)
+            off = dict.fromkeys(self.request.skipped, 0.0)
+            self.scales = [{**scales, **off} for scales in self.scales]
+
     def push(self, tokens: AnchorTokens) -> dict[int, Write]:
         """Run the augmenters on what is new.
 

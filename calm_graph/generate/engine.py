@@ -10,6 +10,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
@@ -42,6 +43,9 @@ _log = logging.getLogger(__name__)
 
 _MEASURE_EVERY = 32
 """Steps between measurements of what augmenters write, for the statistics."""
+
+_REST_S = 0.005
+"""Time between looks for what a service has sent, where there is nothing else to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,7 @@ class Answer:
         ids: Its tokens.
         limit: The most tokens it may have.
         end_ids: Tokens that end it.
+        skipped: Augmenters that are left out of it, because their service does not answer.
     """
 
     request: GenerationRequest
@@ -86,6 +91,7 @@ class Answer:
     ids: list[int]
     limit: int
     end_ids: frozenset[int]
+    skipped: tuple[str, ...] = ()
 
     def draw(self) -> Draw:
         """What decides its next token."""
@@ -125,6 +131,13 @@ class Answer:
             contributions=shares,
             finish_reason=finish,
             stop_reason=reason,
+            skipped_augmenters=self.skipped,
+        )
+
+    def end(self, text: str) -> TokenOutput:
+        """End it without another token, as if its limit were reached."""
+        return TokenOutput(
+            choice=self.choice, token_id=None, text=text, finish_reason="length", skipped_augmenters=self.skipped
         )
 
 
@@ -221,6 +234,9 @@ class Engine:
         """End a request at once, without another output; one that is not under way is not looked for."""
         num_before = len(self._answers) + len(self._reading) + len(self._waiting)
         self._waiting = deque(request for request in self._waiting if request.id != request_id)
+        for reading in self._reading:
+            if reading.request.id == request_id:
+                reading.prefill.drop()
         self._reading = [reading for reading in self._reading if reading.request.id != request_id]
         self._keep([answer.request.id != request_id for answer in self._answers])
         num_left = len(self._answers) + len(self._reading) + len(self._waiting)
@@ -233,12 +249,22 @@ class Engine:
         results: list[Result] = []
         with measured_runs(self._times):
             self._admit(results)
-            self._read(results)
+            num_read = self._read(results)
             if self._answers:
                 self._decode(results)
+            elif num_read == 0 and not results:
+                self._rest()
+                return results
         self._statistics.num_steps += 1
         self._statistics.step_s += time.perf_counter() - began
         return results
+
+    def _rest(self) -> None:
+        """Wait a moment for the services that were asked, instead of going in circles."""
+        groups = [reading.prefill.group for reading in self._reading]
+        asked = [pending.states for group in groups if group is not None for pending in group.request.pending.values()]
+        if asked:
+            wait(asked, timeout=_REST_S, return_when=FIRST_COMPLETED)
 
     def fail(self, error: Exception) -> list[Result]:
         """Give up everything under way; the engine is as new afterwards."""
@@ -246,6 +272,8 @@ class Engine:
         ids |= dict.fromkeys([reading.request.id for reading in self._reading])
         ids |= dict.fromkeys([answer.request.id for answer in self._answers])
         self._waiting.clear()
+        for reading in self._reading:
+            reading.prefill.drop()
         self._reading.clear()
         self._answers.clear()
         self._batch = Batch(self._anchor)
@@ -329,7 +357,9 @@ class Engine:
         return len(self._answers) * self._batch.width + reading
 
     def _has_room(self, request: GenerationRequest) -> bool:
-        return len(self._reading) < self.settings.max_prefills and self._num_fitting([request]) == 1
+        # Those that wait for a service take no time, and must not hold up the others.
+        num_prefills = sum(not reading.prefill.is_waiting for reading in self._reading)
+        return num_prefills < self.settings.max_prefills and self._num_fitting([request]) == 1
 
     def _num_without_room(self) -> int:
         """Requests that wait for others to end; those that came with them between two steps wait for a step only."""
@@ -370,6 +400,7 @@ class Engine:
         prefill = Prefill(self._anchor, ids, group, wants_all=wants_all)
         if not wants_all:
             self._statistics.num_reused_tokens += self._prefixes.restore(prefill, request)
+        prefill.start()
         self._count_prompt(request, group)
         return _Reading(request, self._new_answers(request), prefill, self._width(request))
 
@@ -414,10 +445,11 @@ class Engine:
             answers[0].take(id, (), None)
         return answers
 
-    def _read(self, results: list[Result]) -> None:
+    def _read(self, results: list[Result]) -> int:
         """Spend the budget: half of it on the request that came first, the rest on the shortest, so that neither waits.
 
-        As few and as long pieces as that allows, because a short piece takes longer for each of its tokens.
+        As few and as long pieces as that allows, because a short piece takes longer for each of its tokens. Tells how
+        many tokens were read.
         """
         budget = self.settings.prefill_tokens
         if self._reading:
@@ -425,14 +457,19 @@ class Engine:
             budget -= self._read_until(first, budget - budget // 2, results)
             for reading in sorted(self._reading, key=lambda reading: reading.prefill.num_left):
                 budget -= self._read_until(reading, budget, results)
+        return self.settings.prefill_tokens - budget
 
     def _read_until(self, reading: _Reading, budget: int, results: list[Result]) -> int:
         """Read at most so many tokens of one prompt; tells how many it were."""
         num_read = 0
         try:
             while num_read < budget and not reading.prefill.is_done:
-                num_read += self._read_piece(reading, budget - num_read)
+                num_piece = self._read_piece(reading, budget - num_read)
+                if num_piece == 0:
+                    break
+                num_read += num_piece
         except Exception as error:
+            reading.prefill.drop()
             self._reading.remove(reading)
             results.append((reading.request.id, _told(error)))
             return num_read
@@ -463,12 +500,17 @@ class Engine:
         if not prefill.wants_all:
             self._prefixes.store(prefill, request)
         if prefill.wants_all:
-            yield request.id, PromptOutput(logprobs=tuple(reading.prompt_logprobs))
+            logprobs = tuple(reading.prompt_logprobs)
+            yield request.id, PromptOutput(logprobs=logprobs, skipped_augmenters=prefill.skipped)
         assert prefill.logits_TV is not None
         going = reading.answers
+        for answer in going:
+            answer.skipped = prefill.skipped
+        for name in prefill.skipped:
+            self._statistics.num_unavailable[name] = self._statistics.num_unavailable.get(name, 0) + 1
         if request.sampling.max_new_tokens == 0:
             for answer in going:
-                yield request.id, TokenOutput(choice=answer.choice, token_id=None, text="", finish_reason="length")
+                yield request.id, answer.end("")
             self._count_finished("length", len(going))
             return
         logits_BV = prefill.logits_TV[-1:].expand(len(going), -1)
@@ -504,8 +546,7 @@ class Engine:
         """End the answers whose augmenters have no room for more text, as if their own limit were reached."""
         for answer, fits in zip(self._answers, has_room, strict=True):
             if not fits:
-                end = TokenOutput(choice=answer.choice, token_id=None, text=answer.text.end(), finish_reason="length")
-                results.append((answer.request.id, end))
+                results.append((answer.request.id, answer.end(answer.text.end())))
                 self._count_finished("length", 1)
         self._keep(has_room)
 

@@ -43,9 +43,35 @@ class Prefill:
         return self.num_read == len(self.ids)
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether a service has been asked about the prompt and has not answered."""
+        return self.group is not None and bool(self.group.request.pending)
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Augmenters that are left out, because their service does not answer."""
+        return () if self.group is None else tuple(sorted(self.group.request.skipped))
+
+    @property
     def num_left(self) -> int:
         """Anchor tokens that are yet to be read."""
         return len(self.ids) - self.num_read
+
+    def start(self) -> None:
+        """Ask services about the prompt; they answer while others are at work.
+
+        Raises:
+            InputError: The prompt is longer than an augmenter's context.
+        """
+        if self.group is not None:
+            with self.group.scaled():
+                self.group.graph.start_reads(self.group.request)
+
+    def drop(self) -> None:
+        """Ask no more."""
+        if self.group is not None:
+            for pending in self.group.request.pending.values():
+                pending.states.cancel()
 
     def advance(self, num_tokens: int, *, measure: bool) -> int:
         """Read at most so many tokens, of one augmenter or of the anchor.
@@ -57,12 +83,19 @@ class Prefill:
             measure: Whether to measure what augmenters write at the last position.
 
         Returns:
-            Tokens that were read.
+            Tokens that were read; 0 if all there is to do is to wait for a service.
+
+        Raises:
+            InputError: The prompt is longer than an augmenter's context.
+            AugmenterError: A service refuses, or does not answer and the composition cannot do without.
         """
         if self.group is not None:
+            self.group.take_reads()
             with self.group.scaled():
                 if num_ahead := self.group.graph.read_ahead(self.group.request, num_tokens):
                     return num_ahead
+            if self.is_waiting:
+                return 0
         first, last = self.num_read, min(self.num_read + num_tokens, len(self.ids))
         device = self.anchor.device
         ids_BT = torch.tensor([self.ids[first:last]], device=device)

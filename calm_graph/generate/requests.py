@@ -55,9 +55,11 @@ class PromptOutput:
     Args:
         logprobs: For each token of the prompt, itself and then the likeliest ones; None for the first, which nothing
             precedes.
+        skipped_augmenters: As of `TokenOutput`.
     """
 
     logprobs: tuple[tuple[TokenLogprob, ...] | None, ...]
+    skipped_augmenters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,7 @@ class TokenOutput:
             own (mean over its attachments), if asked for.
         finish_reason: Why the answer ended with this token; None goes on.
         stop_reason: The stop text or token that ended it.
+        skipped_augmenters: Those that the answer is made without, because their service does not answer.
     """
 
     choice: int
@@ -82,6 +85,7 @@ class TokenOutput:
     contributions: Mapping[str, float] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    skipped_augmenters: tuple[str, ...] = ()
 
 
 Output = PromptOutput | TokenOutput

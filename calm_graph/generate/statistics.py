@@ -27,6 +27,7 @@ class EngineStatistics:
         augmenter_tokens: Augmenter -> its tokens that were run.
         skipped_tokens: Augmenter -> anchor tokens of requests for which it was switched off.
         saved_flops: Augmenter -> operations that were not done for them.
+        num_unavailable: Augmenter -> requests that were answered without it, because its service did not answer.
         contribution: Augmenter -> length of what it wrote, over the stream's own, at the newest tokens.
     """
 
@@ -45,6 +46,7 @@ class EngineStatistics:
     augmenter_tokens: dict[str, int] = field(default_factory=dict)
     skipped_tokens: dict[str, int] = field(default_factory=dict)
     saved_flops: dict[str, float] = field(default_factory=dict)
+    num_unavailable: dict[str, int] = field(default_factory=dict)
     contribution: dict[str, float] = field(default_factory=dict)
 
 

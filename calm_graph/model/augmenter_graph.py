@@ -13,14 +13,14 @@ from torch import nn
 from calm_graph.augmenters.base import Backend
 from calm_graph.augmenters.ragged import RaggedCache
 from calm_graph.augmenters.taps import Write
-from calm_graph.errors import InputError
+from calm_graph.errors import AugmenterUnavailableError, InputError
 from calm_graph.model.alignment import Reader
 from calm_graph.model.attachment import Attachment
 from calm_graph.model.inputs import check_prompt
-from calm_graph.model.request import EdgeContext, Request
+from calm_graph.model.request import EdgeContext, Pending, Request
 from calm_graph.model.scales import Scale, is_off, keyword, scale_in_force, scales_in_force
 from calm_graph.model.stored import StoredStates
-from calm_graph.model.timing import timed_run
+from calm_graph.model.timing import note_run, timed_run
 from calm_graph.model.tokens import AnchorTokens, Tokens
 from calm_graph.model.writes import note_write
 from calm_graph.plan.parts import Edge, Plan, PlannedRun
@@ -177,8 +177,55 @@ class AugmenterGraph(nn.Module):
         self._run(request, {name: reader.push(new) for name, reader in request.readers.items()})
         request.last_index_B = torch.maximum(request.prompt_lengths_B - 1, tokens.index_BT.max(dim=1).values)
 
+    def start_reads(self, request: Request) -> None:
+        """Ask the services of all augmenters that are on about the prompts that wait for them, together.
+
+        Args:
+            request: One that has begun.
+
+        Raises:
+            InputError: A prompt is longer than an augmenter's context.
+        """
+        if request.stored is not None:
+            return
+        needed = self._needed_runs()
+        for run in self.runs:
+            tokens = request.waiting.get(run.name)
+            if run.name not in needed or tokens is None or len(tokens) == 0:
+                continue
+            states = self.backend(run.name).start_tokens(tokens.ids_BS, tokens.real_BS, taps=frozenset(run.taps))
+            if states is not None:
+                request.pending[run.name] = Pending(tokens, states)
+                del request.waiting[run.name]
+
+    def take_reads(self, request: Request, *, wait: bool = False) -> None:
+        """Offer the states that services have sent.
+
+        Args:
+            request: One whose prompts they were asked about.
+            wait: Whether to wait for all of them.
+
+        Raises:
+            AugmenterError: A service refuses, or answers something else.
+            AugmenterUnavailableError: It does not answer, and the composition cannot do without.
+        """
+        for name in [name for name, pending in request.pending.items() if wait or pending.states.done()]:
+            pending = request.pending.pop(name)
+            try:
+                states = pending.states.result()
+            except AugmenterUnavailableError as error:
+                if not self._can_do_without(name, request):
+                    raise
+                warnings.warn(f"{error}; answered without it", stacklevel=2)
+                request.skipped.add(name)
+                continue
+            note_run(name, pending.tokens, began=pending.began)
+            self._offer(request, name, pending.tokens, states)
+
     def read_ahead(self, request: Request, num_tokens: int) -> int:
         """Run one augmenter over at most so many of the tokens that wait, so that a long prompt can be read in pieces.
+
+        What reads a service that has not answered yet waits for it.
 
         Args:
             request: One that has begun, and keeps.
@@ -188,9 +235,12 @@ class AugmenterGraph(nn.Module):
             Tokens that were run; 0 if nothing waits for an augmenter that is on.
         """
         needed = self._needed_runs()
+        held = set(request.pending)
         for run in self.runs:
             waiting = request.waiting.get(run.name)
-            if run.name not in needed or waiting is None or len(waiting) == 0:
+            if any(edge.source in held for edge in self._into[run.name]):
+                held.add(run.name)
+            if run.name not in needed or run.name in held or waiting is None or len(waiting) == 0:
                 continue
             whole = run.card.causal is False or (run.card.onnx is not None and run.card.onnx.reading == "prompt")
             first, rest = waiting.split(len(waiting) if whole else num_tokens)
@@ -242,6 +292,8 @@ class AugmenterGraph(nn.Module):
 
     def _run(self, request: Request, new: Mapping[str, Tokens]) -> None:
         needed = self._needed_runs()
+        self.start_reads(request)
+        self.take_reads(request, wait=True)
         offered = {source for source, _ in request.contexts}.union(request.kept or ())
         for run in self.runs:
             if run.name not in new:
@@ -327,6 +379,11 @@ class AugmenterGraph(nn.Module):
                 f"stored_states: got {sorted(stored)}, but {name!r} is on; give its states or switch it off"
             )
         return stored[name].padded(tokens.real_BS, layers=layers, name=name)
+
+    def _can_do_without(self, name: str, request: Request) -> bool:
+        """Whether everything that reads a run may go on without it; training and stored states never do."""
+        skips = all(edge.if_unavailable == "skip" for edge in self._out_of[name])
+        return skips and not self.training and request.kept is None
 
     def _warn_of_unread_prompts(self) -> None:
         prompted = [run.name for run in self.runs if run.reading == "prompt" and run.name in self._make_readers]

@@ -32,6 +32,7 @@ from calm_graph.plan.parts import Plan, PlannedRun
 from registry import ModelCard, Registry
 from registry import registry as default_registry
 from registry.fingerprint import tokenizer_fingerprint
+from registry.remote import described, remote_card, without_access
 from registry.weights import find_files, identity, load_body, load_causal_lm, load_tokenizer
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def build_from_description(
     dtype: torch.dtype | None = None,
     attachment_dtype: torch.dtype = torch.float32,
     exports: Iterable[str | Path] = (),
+    remotes: Mapping[str, str | ModelCard] | None = None,
     onnx: OnnxSettings | None = None,
     where: str,
 ) -> ComposedModel:
@@ -168,6 +170,7 @@ def build_from_description(
         dtype: As in `build_model`.
         attachment_dtype: As in `build_model`.
         exports: Folders of ONNX exports, to run in place of the augmenters they were made from.
+        remotes: Augmenter -> address or card of the service that runs it.
         onnx: As in `build_model`.
         num_shards: How many processes share each frozen model.
         where: The checkpoint, for errors.
@@ -187,13 +190,18 @@ def build_from_description(
     for name, card in stored.items():
         if name not in cards:
             # The fingerprint of torch files is compared below; an export has no other proof of what it is.
-            cards.add(card if card.runtime == "onnx" else card.model_copy(update={"fingerprint": None}))
+            if card.runtime == "torch":
+                card = card.model_copy(update={"fingerprint": None})
+            cards.add(without_access(card))
     for folder in exports:
         cards.add(_stand_in(folder, stored, where), replace=True)
+    for name, service in (remotes or {}).items():
+        cards.add(_remote_stand_in(name, service, stored, where), replace=True)
     composition = Composition.parse(description["composition"], where=where)
     run = {name: _card_at_runtime(composition, name, cards) for name in stored}
     problems = [
-        f"{name!r} was {stored[name].fingerprint} and is {found} in {find_files(card)}"
+        f"{name!r} was {stored[name].fingerprint} and is {found} in "
+        f"{card.location if card.runtime == 'remote' else find_files(card)}"
         for name, card in run.items()
         if (found := identity(card)) != stored[name].fingerprint
     ]
@@ -222,6 +230,22 @@ def _stand_in(folder: str | Path, stored: Mapping[str, ModelCard], where: str) -
     )
 
 
+def _remote_stand_in(name: str, service: str | ModelCard, stored: Mapping[str, ModelCard], where: str) -> ModelCard:
+    """The card of a service under the name of the model that it stands in for."""
+    if name not in stored:
+        raise CheckpointError(f"remotes: got {name!r}, but {where} has the models {', '.join(map(repr, stored))}")
+    card = remote_card(name, service) if isinstance(service, str) else service.model_copy(update={"name": name})
+    if card.runtime != "remote":
+        raise CheckpointError(f"remotes[{name!r}]: got a card of {card.source}, which is no service; write its address")
+    card = described(card)
+    if card.fingerprint != stored[name].fingerprint:
+        raise CheckpointError(
+            f"remotes[{name!r}]: the service {card.location} runs {card.fingerprint}, but {where} was trained with "
+            f"{stored[name].fingerprint}; ask its owner for that one"
+        )
+    return card
+
+
 def _card_at_runtime(composition: Composition, name: str, cards: Registry) -> ModelCard:
     """The card that runs under this name: an augmenter may ask for its export."""
     card = cards.get(name)
@@ -240,7 +264,9 @@ def _warn_of_shifted_states(trained: ModelCard, card: ModelCard) -> None:
         *(card.onnx.cosine.values() if card.onnx else ()),
     ]
     if min(cosines) < _SAME_STATES:
-        runs, read = (f"{each.onnx.precision} in ONNX" if each.onnx else "in torch" for each in (card, trained))
+        runs, read = (
+            f"{each.onnx.precision} in ONNX" if each.onnx else f"in {each.runtime}" for each in (card, trained)
+        )
         warnings.warn(
             f"augmenter {card.name!r} runs {runs}, but the attachments were trained on it {read}: "
             f"cosine of the states {min(cosines):.4f}; measure what that costs",
@@ -300,6 +326,10 @@ def _load_backend(run: PlannedRun, dtype: torch.dtype | None, onnx: OnnxSettings
     named: dict[str, Any] = {"name": run.card.name, "context_length": run.card.context_length}
     if run.runtime == "torch":
         return TorchBackend(load_body(run.card, run.num_blocks, dtype=dtype, num_shards=num_shards), **named)
+    if run.runtime == "remote":
+        from calm_graph.augmenters.remote_backend import RemoteBackend
+
+        return RemoteBackend(run.card, **named)
     from calm_graph.augmenters.onnx_backend import OnnxBackend
     from calm_graph.augmenters.onnx_session import OnnxSession, OnnxSettings
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +15,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from calm_graph.errors import CheckpointError
 from calm_graph.model.checkpoint import put_tensors, read_description, read_tensors, save_composition
-from registry import Registry
+from registry import ModelCard, Registry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -93,6 +93,7 @@ class PretrainedMixin(_Base):
         dtype: torch.dtype | str | None = None,
         device_map: str | torch.device | dict[str, Any] | None = None,
         exports: Iterable[str | os.PathLike[str]] = (),
+        remotes: Mapping[str, str | ModelCard] | None = None,
         onnx: OnnxSettings | None = None,
         **kwargs: Any,
     ) -> ComposedModel:
@@ -105,6 +106,8 @@ class PretrainedMixin(_Base):
             dtype: Of the frozen weights; None or "auto" keeps what their files hold.
             device_map: One device for everything, or "auto".
             exports: Folders that `calm-graph export` wrote; each runs in place of the augmenter it was made from.
+            remotes: Augmenter -> address (`https://host:port`) or card of the service that runs it in place of this
+                machine. The key of an address is in the variable CALM_GRAPH_REMOTE_KEY; a card says where its own is.
             onnx: Threads and providers of ONNX Runtime; None: the CPU, as many threads as torch.
             kwargs: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only` for the hub.
 
@@ -136,6 +139,7 @@ class PretrainedMixin(_Base):
             dtype=_dtype(dtype),
             attachment_dtype=next(iter(tensors.values())).dtype if tensors else torch.float32,
             exports=[Path(export) for export in exports],
+            remotes=remotes,
             onnx=onnx,
             where=str(folder),
         )

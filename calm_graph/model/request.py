@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -117,6 +119,21 @@ class EdgeContext:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A prompt that is being read somewhere else.
+
+    Attributes:
+        tokens: Of the augmenter.
+        states: Layer -> float [B, S, C], to come.
+        began: When it was asked, by `time.perf_counter`.
+    """
+
+    tokens: Tokens
+    states: Future[dict[int, torch.Tensor]]
+    began: float = field(default_factory=time.perf_counter)
+
+
 @dataclass(slots=True)
 class Request:
     """The text, states and contexts of one batch.
@@ -127,6 +144,8 @@ class Request:
         contexts: (source run, target run) -> what the target's attachments attend to.
         waiting: Run name -> tokens that the augmenter has yet to run over: a prompt just read, or all that came while
             it was switched off.
+        pending: Run name -> prompt that a service was asked about.
+        skipped: Runs that are left out, because their service does not answer.
         prompt_lengths_B: int64, real anchor tokens that are the prompt; None until the prompt is read.
         last_index_B: int64, index of the newest anchor token.
         stored: Run name -> states that are given, so that no augmenter runs.
@@ -137,6 +156,8 @@ class Request:
     caches: dict[str, RaggedCache] = field(default_factory=dict)
     contexts: dict[tuple[str, str], EdgeContext] = field(default_factory=dict)
     waiting: dict[str, Tokens] = field(default_factory=dict)
+    pending: dict[str, Pending] = field(default_factory=dict)
+    skipped: set[str] = field(default_factory=set)
     prompt_lengths_B: torch.Tensor | None = None
     last_index_B: torch.Tensor | None = None
     stored: Mapping[str, StoredStates] | None = None
@@ -157,12 +178,14 @@ class Request:
 
     def copy(self) -> Request:
         """A second request that goes on from here on its own; tensors, which are never changed in place, are shared."""
+        assert not self.pending, "nobody copies a request whose prompt is being read"
         return replace(
             self,
             readers={name: reader.copy() for name, reader in self.readers.items()},
             caches={name: cache.copy() for name, cache in self.caches.items()},
             contexts=dict(self.contexts),
             waiting=dict(self.waiting),
+            skipped=set(self.skipped),
         )
 
     def join(self, other: Request) -> None:

@@ -46,14 +46,22 @@ def measured_runs(times: RunTimes) -> Iterator[None]:
         _MEASURED.reset(token)
 
 
+def note_run(name: str, tokens: Tokens, *, began: float) -> None:
+    """Add a run that ends now to the measurement that is going on, if one is.
+
+    Args:
+        name: Of the run.
+        tokens: That were run.
+        began: When it began, by `time.perf_counter`.
+    """
+    if (times := _MEASURED.get()) is not None:
+        times.seconds[name] += time.perf_counter() - began
+        times.num_tokens[name] += int(tokens.real_BS.sum())
+
+
 @contextmanager
 def timed_run(name: str, tokens: Tokens) -> Iterator[None]:
     """Add the time inside the `with` to the measurement that is going on, if one is."""
-    times = _MEASURED.get()
-    if times is None:
-        yield
-        return
     began = time.perf_counter()
     yield
-    times.seconds[name] += time.perf_counter() - began
-    times.num_tokens[name] += int(tokens.real_BS.sum())
+    note_run(name, tokens, began=began)

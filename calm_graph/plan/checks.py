@@ -30,6 +30,12 @@ def at_runtime(
     """Return the card to run in place of `card`: itself, or its export, which goes by the same name then."""
     if runtime is None or runtime == card.runtime:
         return card, ()
+    if card.runtime == "remote":
+        message = f"got {runtime!r}, but {card.name!r} is run by the service {card.location}; leave runtime out"
+        return None, (Problem(path, message),)
+    if runtime == "remote":
+        advice = "register a card with source='remote:https://...' under this name, or name the service when loading"
+        return None, (Problem(path, f"got 'remote', but {card.name!r} is a model of this machine; {advice}"),)
     if runtime == "torch":
         origin = f"of {card.onnx.origin!r}; name that" if card.onnx is not None else "of another model; name that one"
         return None, (Problem(path, f"got 'torch', but {card.name!r} is an ONNX export {origin}"),)
@@ -43,19 +49,22 @@ def at_runtime(
     return None, (Problem(path, f"got 'onnx', but the registry has no export of {card.name!r}; {advice}"),)
 
 
-def check_export(card: ModelCard, edge: Edge) -> tuple[Problem, ...]:
-    """Return the attachments that read a layer which an ONNX export does not return."""
-    if card.onnx is None:
+def check_layers(card: ModelCard, edge: Edge) -> tuple[Problem, ...]:
+    """Return the attachments that read a layer which an ONNX export or a service does not give."""
+    if card.onnx is not None:
+        layers, who, advice = card.onnx.layers, f"the ONNX export of {card.onnx.origin!r} has", "export again"
+    elif card.remote is not None and card.remote.layers is not None:
+        layers, who, advice = card.remote.layers, f"the service {card.location} gives", "ask its owner for more"
+    else:
         return ()
-    layers = ", ".join(map(str, card.onnx.layers))
+    given = ", ".join(map(str, layers))
     return tuple(
         Problem(
             found.path,
-            f"reads layer {found.augmenter_layer}, but the ONNX export of {card.onnx.origin!r} has layers {layers}; "
-            "read one of them, or export again",
+            f"reads layer {found.augmenter_layer}, but {who} layers {given}; read one of them, or {advice}",
         )
         for found in edge.attachments
-        if found.augmenter_layer not in card.onnx.layers
+        if found.augmenter_layer not in layers
     )
 
 
@@ -120,6 +129,9 @@ def check_augmenter(augmenter: Augmenter, card: ModelCard | None, path: str) -> 
         problems.append(
             Problem(f"{path}.reading", f"got 'stream', but {card.name!r} was exported for prompts; {advice}")
         )
+    if card.runtime == "remote" and augmenter.reading == "stream":
+        what = f"got 'stream', but {card.name!r} is run by a service, which reads prompts only; use reading='prompt'"
+        problems.append(Problem(f"{path}.reading", what))
     if card.modality != "text":
         problems += _check_other_modality(augmenter, card, path)
     elif card.causal is False:

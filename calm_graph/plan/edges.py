@@ -78,6 +78,7 @@ def plan_edge(
         scale=augmenter.scale,
         prompt_visibility=augmenter.prompt_visibility,
         attachments=tuple(attachments),
+        if_unavailable=augmenter.if_unavailable,
     )
     return edge, problems
 

@@ -118,6 +118,8 @@ def estimate(plan: Plan, *, num_context_tokens: int = 1024) -> Estimate:
     }
     deepest: dict[tuple[str, bool], int] = {}
     for run in plan.runs:
+        if run.runtime == "remote":  # is loaded elsewhere
+            continue
         loaded = (run.card.name, run.is_anchor)
         deepest[loaded] = max(runs[run.name].num_parameters, deepest.get(loaded, 0))
     return Estimate(

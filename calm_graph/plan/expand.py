@@ -11,8 +11,8 @@ from calm_graph.plan.checks import (
     at_runtime,
     check_anchor,
     check_augmenter,
-    check_export,
     check_facts,
+    check_layers,
     check_name,
     look_up,
 )
@@ -153,8 +153,9 @@ class Expansion:
                 self.problems.append(Problem(f"{at}.name", f"{earlier}; put all its attachments into one augmenter"))
             source = self._resolve(augmenter, place.checkpoint, at)
             self.problems += check_augmenter(augmenter, source.card, at)
-            if source.composition is not None and augmenter.runtime == "onnx":
-                message = f"got 'onnx', but {augmenter.key!r} is a composition, and compositions run in torch"
+            if source.composition is not None and augmenter.runtime in ("onnx", "remote"):
+                got = f"got {augmenter.runtime!r}, but {augmenter.key!r}"
+                message = f"{got} is a composition, and compositions run in torch"
                 self.problems.append(Problem(f"{at}.runtime", message))
             child = _reader_of(augmenter, source, reader)
             # Names are given before anything is unfolded, so that the outermost augmenters have the short ones.
@@ -165,7 +166,7 @@ class Expansion:
             )
             self.problems += problems
             if edge is not None and source.card is not None:
-                self.problems += check_export(source.card, edge)
+                self.problems += check_layers(source.card, edge)
                 self.edges.append(edge if place.checkpoint is None else place.checkpoint.trained(edge))
         for source, child in new:
             if source.composition is not None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from calm_graph.declare.composition import Composition, Gate, Positions, PromptVisibility, Reading, Runtime
+from calm_graph.declare.composition import (
+    Composition,
+    Gate,
+    IfUnavailable,
+    Positions,
+    PromptVisibility,
+    Reading,
+    Runtime,
+)
 from calm_graph.errors import Problem
 from registry import ModelCard
 
@@ -107,6 +115,7 @@ class Edge:
         scale: Factor on what the attachments add; 0 is off.
         prompt_visibility: How much of the source's prompt each of the target's positions may see.
         attachments: By the target's layer, ascending.
+        if_unavailable: What happens to requests when the service that runs the source does not answer.
     """
 
     source: str
@@ -114,6 +123,7 @@ class Edge:
     scale: float
     prompt_visibility: PromptVisibility
     attachments: tuple[PlannedAttachment, ...]
+    if_unavailable: IfUnavailable = "fail"
 
 
 @dataclass(frozen=True, kw_only=True)

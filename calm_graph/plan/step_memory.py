@@ -102,7 +102,7 @@ def _frozen_parameters(plan: Plan, cached: frozenset[str]) -> dict[tuple[str, bo
     costs = estimate(plan).runs
     deepest: dict[tuple[str, bool], int] = {}
     for run in plan.runs:
-        if run.name not in cached:
+        if run.name not in cached and run.runtime != "remote":
             loaded = (run.card.name, run.is_anchor)
             deepest[loaded] = max(costs[run.name].num_parameters, deepest.get(loaded, 0))
     return deepest

@@ -23,6 +23,9 @@ class Answers:
         service: Answers, within its settings' time.
         requests: All run together.
         record: Learns of each token.
+
+    Attributes:
+        skipped: Augmenters that answers are made without, because their service does not answer.
     """
 
     def __init__(self, service: Service, requests: Sequence[GenerationRequest], record: RequestRecord) -> None:
@@ -39,6 +42,7 @@ class Answers:
         self._pumps: list[asyncio.Task[None]] = []
         self._queue: asyncio.Queue[tuple[int, Output | Exception | None]] = asyncio.Queue(_AHEAD)
         self._num_streaming = len(requests)
+        self.skipped: set[str] = set()
 
     async def peek(self) -> None:
         """Wait for the first output, so that an error can still become an HTTP status.
@@ -62,6 +66,7 @@ class Answers:
         except TimeoutError:
             message = f"the answer took longer than {self._timeout_s:g} s, the most this server allows"
             raise ApiError(408, message, code="request_timeout") from None
+        self.skipped.update(output.skipped_augmenters)
         if isinstance(output, TokenOutput):
             self._note(index, output)
         return index, output

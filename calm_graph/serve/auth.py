@@ -107,7 +107,7 @@ class Doorkeeper:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or scope["path"].startswith(OPEN_FOLDER):
+        if scope["type"] != "http" or _is_open(scope):
             await self._app(scope, receive, send)
             return
         record: RequestRecord = scope["calm_graph.record"]
@@ -138,6 +138,12 @@ class Doorkeeper:
             await self._app(scope, receive, send)
         finally:
             self._under_way[name] -= counted
+
+
+def _is_open(scope: Scope) -> bool:
+    """Whether everybody may ask; the prefix that the app is mounted at does not count."""
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
 
 
 def _bearer(scope: Scope) -> str:

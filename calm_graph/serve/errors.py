@@ -13,7 +13,14 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from calm_graph.errors import CalmGraphError, InputError, OverloadedError, ServingError
+from calm_graph.errors import (
+    AugmenterError,
+    AugmenterUnavailableError,
+    CalmGraphError,
+    InputError,
+    OverloadedError,
+    ServingError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +116,10 @@ def as_api_error(error: Exception, *, request_id: str) -> ApiError:
     if isinstance(error, OverloadedError):
         wait = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
         return ApiError(429, str(error), code="overloaded", headers=wait)
+    if isinstance(error, AugmenterUnavailableError):
+        return ApiError(503, str(error), code="augmenter_unavailable")
+    if isinstance(error, AugmenterError):
+        return ApiError(503, str(error), code="augmenter_failed")
     if isinstance(error, ServingError):
         return ApiError(503, str(error), code="service_unavailable")
     if isinstance(error, InputError):

@@ -34,6 +34,11 @@ _AUGMENTER_COUNTERS = (
     ("augmenter_s", "augmenter_seconds", "Seconds that the augmenter ran."),
     ("augmenter_tokens", "augmenter_tokens", "Tokens of the augmenter that were run."),
     ("skipped_tokens", "augmenter_skipped_tokens", "Anchor tokens for which the augmenter was switched off."),
+    (
+        "num_unavailable",
+        "augmenter_unavailable",
+        "Requests answered without the augmenter, because its service did not answer.",
+    ),
     ("saved_flops", "augmenter_saved_flops", "Operations that were not done for them."),
 )
 
@@ -90,6 +95,11 @@ class Metrics:
             buckets=_TOKENS,
             registry=registry,
         )
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Where further metrics of the app are registered."""
+        return self._registry
 
     def token(self, record: RequestRecord, *, since: float | None) -> float:
         """Note that a token came.

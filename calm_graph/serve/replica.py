@@ -84,6 +84,7 @@ def load_client(settings: ServeSettings) -> LocalClient:
         dtype=settings.dtype,
         device="cuda" if settings.num_gpus else None,
         exports=settings.exports,
+        remotes=settings.named_remotes,
     )
     unknown = settings.selectors.keys() - models.keys()
     if unknown:

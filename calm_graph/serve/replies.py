@@ -22,6 +22,8 @@ from calm_graph.serve.record import RequestRecord, record_of
 from calm_graph.serve.service import Service
 from calm_graph.serve.sse import EventStream
 
+SKIPPED_HEADER = "x-calm-skipped-augmenters"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
@@ -129,8 +131,12 @@ async def reply(
         await unless_gone(request.receive, answers.peek())
         if stream:
             started = True
-            return EventStream(pieces(), close=answers.aclose, record=record_of(request))
-        return Response(await unless_gone(request.receive, whole()), media_type="application/json")
+            response: Response = EventStream(pieces(), close=answers.aclose, record=record_of(request))
+        else:
+            response = Response(await unless_gone(request.receive, whole()), media_type="application/json")
+        if answers.skipped:  # of a stream, those of the first prompt that is answered
+            response.headers[SKIPPED_HEADER] = ", ".join(sorted(answers.skipped))
+        return response
     finally:
         if not started:
             await answers.aclose()
@@ -152,6 +158,7 @@ class Gathered:
         contributions: Of each token, if asked for.
         finish_reason: Why it ended.
         stop_reason: The stop text or token that ended it.
+        skipped: Augmenters that it is made without.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -159,6 +166,7 @@ class Gathered:
     contributions: list[Mapping[str, float]] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    skipped: Sequence[str] = ()
 
     def add(self, output: TokenOutput) -> None:
         """Take the next token."""
@@ -169,12 +177,15 @@ class Gathered:
             self.logprobs.append(output.logprobs)
         self.finish_reason = output.finish_reason
         self.stop_reason = output.stop_reason
+        self.skipped = output.skipped_augmenters
 
     def extras(self, call: Call) -> dict[str, Any]:
         """Return the fields of a whole choice that OpenAI does not have."""
         extras: dict[str, Any] = {} if self.stop_reason is None else {"stop_reason": self.stop_reason}
         if call.contributions:
             extras["calm"] = {"contributions": self.contributions, "tokens": self.texts}
+        if self.skipped:
+            extras.setdefault("calm", {})["skipped_augmenters"] = list(self.skipped)
         return extras
 
 
@@ -183,6 +194,8 @@ def piece_extras(call: Call, output: TokenOutput) -> dict[str, Any]:
     extras: dict[str, Any] = {} if output.stop_reason is None else {"stop_reason": output.stop_reason}
     if call.contributions and (output.token_id is not None or output.text):
         extras["calm"] = {"contributions": [dict(output.contributions or {})]}
+    if output.skipped_augmenters:
+        extras.setdefault("calm", {})["skipped_augmenters"] = list(output.skipped_augmenters)
     return extras
 
 

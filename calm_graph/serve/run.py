@@ -9,14 +9,20 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from calm_graph.errors import ServingError
 from calm_graph.interrupts import handlers_kept, stop_on_signals
-from calm_graph.serve.app import make_app
-from calm_graph.serve.serve_settings import ServeSettings
+
+if TYPE_CHECKING:  # an augmenter's service may be without torch, and compositions are not
+    from fastapi import FastAPI
+    from ray.serve import Application
+
+    from calm_graph.serve.augmenter_app import AugmenterSettings
+    from calm_graph.serve.serve_settings import ServeSettings
 
 APPLICATION = "calm_graph"
 _POLL_S = 0.2
@@ -39,18 +45,38 @@ def serve_here(settings: ServeSettings, *, host: str, port: int, on_ready: Say, 
     Raises:
         ServingError: The port is taken.
     """
+    from calm_graph.serve.app import make_app
     from calm_graph.serve.replica import load_client
 
+    with ExitStack() as closing:
+
+        def load() -> FastAPI:
+            client = load_client(settings)
+            closing.callback(client.close)
+            return make_app(client, settings.http)
+
+        _run_here(load, settings.drain_s, host=host, port=port, on_ready=on_ready, on_draining=on_draining)
+
+
+def serve_augmenter_here(settings: AugmenterSettings, *, host: str, port: int, on_ready: Say, on_draining: Say) -> None:
+    """Do the same for an augmenter; the arguments are those of `serve_here`."""
+    from calm_graph.serve.augmenter_app import load_augmenter, make_augmenter_app
+
+    def load() -> FastAPI:
+        return make_augmenter_app(load_augmenter(settings), settings)
+
+    _run_here(load, settings.drain_s, host=host, port=port, on_ready=on_ready, on_draining=on_draining)
+
+
+def _run_here(
+    load: Callable[[], FastAPI], drain_s: float, *, host: str, port: int, on_ready: Say, on_draining: Say
+) -> None:
     with _listening(host, port) as listening:
         address = _address(host, listening.getsockname()[1])
-        client = load_client(settings)
-        app = make_app(client, settings.http)
-        drain_s = max(1, int(settings.drain_s))
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=drain_s)
-        try:
-            _Server(config, lambda: on_ready(address), lambda: on_draining(address)).run(sockets=[listening])
-        finally:
-            client.close()
+        config = uvicorn.Config(
+            load(), log_config=None, access_log=False, timeout_graceful_shutdown=max(1, int(drain_s))
+        )
+        _Server(config, lambda: on_ready(address), lambda: on_draining(address)).run(sockets=[listening])
 
 
 def serve_on_ray(settings: ServeSettings, *, host: str, port: int, on_ready: Say, on_draining: Say) -> None:
@@ -66,11 +92,30 @@ def serve_on_ray(settings: ServeSettings, *, host: str, port: int, on_ready: Say
     Raises:
         ServingError: The port is taken, or the engines did not start.
     """
+    from calm_graph.serve.ray_app import build_app
+
+    application = build_app(settings)
+    _run_on_ray(application, APPLICATION, "/", host=host, port=port, on_ready=on_ready, on_draining=on_draining)
+
+
+def serve_augmenter_on_ray(
+    settings: AugmenterSettings, *, host: str, port: int, on_ready: Say, on_draining: Say
+) -> None:
+    """Do the same for an augmenter, at /augmenters/NAME; the arguments are those of `serve_on_ray`."""
+    from calm_graph.serve.augmenter_app import build_augmenter
+
+    name = f"augmenter-{settings.name}"
+    prefix = f"/augmenters/{settings.name}"
+    application = build_augmenter(settings)
+    _run_on_ray(application, name, prefix, host=host, port=port, on_ready=on_ready, on_draining=on_draining)
+
+
+def _run_on_ray(
+    application: Application, name: str, prefix: str, *, host: str, port: int, on_ready: Say, on_draining: Say
+) -> None:
     import ray
     from ray import serve
     from ray.serve.config import HTTPOptions
-
-    from calm_graph.serve.ray_app import build_app
 
     with _listening(host, port):  # Ray would go on without a server
         pass
@@ -79,23 +124,23 @@ def serve_on_ray(settings: ServeSettings, *, host: str, port: int, on_ready: Say
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         if owns_cluster:
             ray.init(address="local", include_dashboard=False, configure_logging=False, log_to_driver=False)
-        address = _address(host, port)
+        address = _address(host, port) + prefix.rstrip("/")
         try:
             with stop_on_signals() as stop:
                 serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=_QUIET)
-                serve.run(build_app(settings), name=APPLICATION, route_prefix="/", blocking=False)
+                serve.run(application, name=name, route_prefix=prefix, blocking=False)
                 on_ready(address)
                 while not stop.requested:
                     time.sleep(_POLL_S)
                 on_draining(address)
-                serve.delete(APPLICATION)
+                serve.delete(name)
         except RuntimeError as error:  # what Serve raises when a deployment does not come up
-            raise ServingError(f"the engines did not start: {error}") from error
+            raise ServingError(f"{name} did not start: {error}") from error
         finally:
-            # Ray prints that the controller, which it has just killed, is dead.
-            with redirect_stdout(io.StringIO()):
-                serve.shutdown()
-                if owns_cluster:
+            if owns_cluster:  # else others may be served on it
+                # Ray prints that the controller, which it has just killed, is dead.
+                with redirect_stdout(io.StringIO()):
+                    serve.shutdown()
                     ray.shutdown()
 
 

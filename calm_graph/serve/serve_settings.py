@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from calm_graph.declare.base import Declared, problems_of
 from calm_graph.errors import DeclarationError
@@ -22,6 +22,8 @@ class ServeSettings(Declared):
         selectors: Name of a composition -> what chooses among its augmenters where a request does not name them:
             `package.module:function`, or a file that `LearnedSelector.save` wrote. Without one all of them run.
         exports: Folders of ONNX exports, to run in place of the augmenters they were made from.
+        remotes: `NAME=URL`: the service at this address runs the augmenter of this name; its key is in the variable
+            CALM_GRAPH_REMOTE_KEY of the engines. A card in `registries` may say more.
         dtype: Of the frozen weights; None keeps what their files hold.
         num_replicas: Engines; None leaves it to `autoscaling`, and 0 is one in the process itself, without Ray (from
             Python and the command line only).
@@ -40,6 +42,7 @@ class ServeSettings(Declared):
     registries: tuple[str, ...] = ()
     selectors: dict[str, str] = Field(default_factory=dict)
     exports: tuple[str, ...] = ()
+    remotes: tuple[str, ...] = ()
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     num_replicas: int | None = Field(default=1, ge=0)
     autoscaling: dict[str, Any] | None = None
@@ -60,6 +63,19 @@ class ServeSettings(Declared):
                 "many engines there are; set the other to None"
             )
         return self
+
+    @field_validator("remotes")
+    @classmethod
+    def _are_named(cls, remotes: tuple[str, ...]) -> tuple[str, ...]:
+        for each in remotes:
+            if not all(each.partition("=")):
+                raise ValueError(f"got {each!r}; write NAME=https://host:port, with the augmenter's name")
+        return remotes
+
+    @property
+    def named_remotes(self) -> dict[str, str]:
+        """Augmenter -> address of its service."""
+        return {name: url for name, _, url in (each.partition("=") for each in self.remotes)}
 
     @property
     def named_checkpoints(self) -> list[tuple[str | None, str]]:

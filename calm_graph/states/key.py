@@ -16,7 +16,7 @@ from calm_graph.plan.parts import Plan, PlannedRun
 from registry import ModelCard
 from registry.fingerprint import fingerprint, tokenizer_fingerprint
 from registry.layouts import LAYOUTS
-from registry.weights import find_files
+from registry.weights import find_files, identity
 
 SCHEMA_VERSION = 1
 """Changes whenever the same key may stand for other states."""
@@ -177,6 +177,9 @@ def _models(plan: Plan, run: PlannedRun, checkpoints: Mapping[str, ModelCard]) -
 
 def _identity(card: ModelCard) -> str:
     """An export shares the fingerprint of the model it was made from, but not, in fewer bits, its states."""
+    if card.remote is not None:
+        precision = "" if card.remote.wire == "float32" else f"{card.remote.wire}:"
+        return f"{precision}{identity(card)}"
     if card.onnx is None:
         return fingerprint(find_files(card))
     digest = hashlib.sha256(json.dumps(card.onnx.model_dump(mode="json")["files"], sort_keys=True).encode())

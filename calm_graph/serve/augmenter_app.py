@@ -1,0 +1,255 @@
+"""An augmenter as a service of its own: token ids in, states of some layers out; the weights stay here.
+
+The `args:` of a `serve deploy` file with `import_path: calm_graph.serve.augmenter_app:build_augmenter` and Python fill
+in the same settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+from fastapi import APIRouter, FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from pydantic import Field, ValidationError
+
+from calm_graph.augmenters.wire import Wire, pack
+from calm_graph.declare.base import Declared, problems_of
+from calm_graph.errors import DeclarationError
+from calm_graph.serve.augmenter_model import AugmenterModel, load_augmenter
+from calm_graph.serve.auth import Doorkeeper, read_keys
+from calm_graph.serve.batching import Batcher
+from calm_graph.serve.disconnect import unless_gone
+from calm_graph.serve.errors import ApiError, BadValueError, ErrorResponse, add_error_handlers
+from calm_graph.serve.fields import Fields
+from calm_graph.serve.metrics import Metrics
+from calm_graph.serve.middleware import BodyReader, Recorder
+from calm_graph.serve.record import record_of
+from calm_graph.serve.settings import HttpSettings
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+
+class AugmenterSettings(Declared):
+    """What is served, to whom, on how much of the cluster.
+
+    Args:
+        name: Card of the model; with `onnx`, what it is called.
+        layers: Layers that may be read, 0-based; of an export, by default all that it has.
+        onnx: Folder of an ONNX export to run; torch is not needed then.
+        registries: Folders of cards (*.json) of models that are not built in.
+        dtype: Of the weights in torch; None keeps what their files hold.
+        api_keys_file: Lines `name:key`; those of the variable CALM_GRAPH_API_KEYS are added. Without any key everybody
+            may ask.
+        max_requests_per_key: Requests of one key that may be under way together; None does not count them.
+        max_tokens: Of one request, over all its rows.
+        max_rows: Of one request.
+        max_body_bytes: Largest body of a request.
+        max_batch_tokens: Of one run of the model, padding included; a larger request runs alone.
+        max_wait_s: A request waits so long for others to run with.
+        max_waiting: Requests that may wait; more are refused.
+        request_timeout_s: Longest time of a request.
+        num_replicas: On Ray; 0 is one in the process itself, without Ray (from Python and the command line only).
+        num_cpus: Of each replica, and its threads; None takes one of Ray's and all threads without.
+        num_gpus: Of each replica; with one, the model is on it.
+        resources: Further Ray resources of each replica, so that it is placed where they are.
+        drain_s: How long a replica that is stopped goes on with what is under way.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=96)
+    layers: tuple[int, ...] = ()
+    onnx: Path | None = None
+    registries: tuple[Path, ...] = ()
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    api_keys_file: Path | None = None
+    max_requests_per_key: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=16_384, ge=1)
+    max_rows: int = Field(default=256, ge=1)
+    max_body_bytes: int = Field(default=1024**2, ge=1)
+    max_batch_tokens: int = Field(default=4096, ge=1)
+    max_wait_s: float = Field(default=0.002, ge=0, allow_inf_nan=False)
+    max_waiting: int = Field(default=256, ge=1)
+    request_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    num_replicas: int = Field(default=1, ge=0)
+    num_cpus: float | None = Field(default=None, gt=0)
+    num_gpus: float = Field(default=0, ge=0)
+    resources: dict[str, float] = Field(default_factory=dict)
+    drain_s: float = Field(default=30.0, ge=0)
+
+    @classmethod
+    def parse(cls, data: object, *, where: str = "settings") -> Self:
+        """Make settings from plain data.
+
+        Args:
+            data: The fields as a mapping.
+            where: What the data is, for the error.
+
+        Raises:
+            DeclarationError: Fields are unknown or out of range; all of them are listed.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise DeclarationError(problems_of(error, root="settings"), where=where) from None
+
+    def absolute(self) -> AugmenterSettings:
+        """The same with paths that name the same files in a process started elsewhere."""
+        return self.model_copy(
+            update={
+                "onnx": self.onnx and self.onnx.absolute(),
+                "registries": tuple(each.absolute() for each in self.registries),
+                "api_keys_file": self.api_keys_file and self.api_keys_file.absolute(),
+            }
+        )
+
+
+class StatesBody(Fields):
+    """What is asked of a service.
+
+    Args:
+        token_ids: Rows of token ids, of the augmenter's tokenizer; each is a prompt of its own.
+        layers: Those to read, each once.
+        wire: How states travel.
+        fingerprint: Of the model that is meant; another one refuses.
+    """
+
+    token_ids: list[list[int]] = Field(min_length=1)
+    layers: list[int] = Field(min_length=1)
+    wire: Wire = "float32"
+    fingerprint: str | None = None
+
+
+def make_augmenter_app(model: AugmenterModel, settings: AugmenterSettings) -> FastAPI:
+    """Return the app.
+
+    Args:
+        model: What is served.
+        settings: Limits and keys.
+
+    Returns:
+        An ASGI app for any server.
+
+    Raises:
+        DeclarationError: The API keys cannot be read.
+    """
+    keys = read_keys(HttpSettings(api_keys_file=settings.api_keys_file))
+    metrics = Metrics(settings.name)
+    app = FastAPI(
+        title=f"calm_graph augmenter {settings.name}",
+        version=version("calm-graph"),
+        redoc_url=None,
+        responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
+    )
+    app.include_router(_routes(model, settings, metrics))
+    add_error_handlers(app)
+    # The last one added is the outermost.
+    app.add_middleware(BodyReader, max_body_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
+    app.add_middleware(Doorkeeper, keys=keys, max_requests_per_key=settings.max_requests_per_key)
+    app.add_middleware(Recorder, metrics=metrics)
+    return app
+
+
+def build_augmenter(settings: AugmenterSettings) -> Application:
+    """Build the Ray Serve application.
+
+    Args:
+        settings: What is deployed.
+
+    Returns:
+        For `serve.run`, `serve run` or `serve deploy`; give each augmenter a route prefix of its own.
+    """
+    from calm_graph.serve.augmenter_ray import bind
+
+    return bind(settings.absolute())
+
+
+def _routes(model: AugmenterModel, settings: AugmenterSettings, metrics: Metrics) -> APIRouter:
+    router = APIRouter()
+    batcher = Batcher(
+        model,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_wait_s=settings.max_wait_s,
+        max_waiting=settings.max_waiting,
+        metrics=metrics.registry,
+    )
+
+    @router.get("/v1/augmenter")
+    async def describe() -> dict[str, Any]:
+        """Say what the model is, and which of its layers may be read."""
+        return model.facts.model_dump(mode="json")
+
+    @router.get("/v1/tokenizer")
+    async def show_tokenizer() -> dict[str, Any]:
+        """Give the tokenizer: what is asked is token ids."""
+        return {"files": dict(model.tokenizer)}
+
+    @router.post("/v1/states", response_class=Response)
+    async def read_states(body: StatesBody, request: Request) -> Response:
+        """Read prompts: a safetensors file with `state.<layer>` of all rows' tokens, one row after the other."""
+        _check(body, model, settings)
+        record = record_of(request)
+        record.model, record.num_prompt_tokens = settings.name, sum(map(len, body.token_ids))
+        try:
+            async with asyncio.timeout(settings.request_timeout_s):
+                rows = await unless_gone(request.receive, batcher.read(body.token_ids, body.layers))
+        except TimeoutError:
+            message = f"the states took longer than {settings.request_timeout_s:g} s, the most this server allows"
+            raise ApiError(408, message, code="request_timeout") from None
+        states = {layer: np.concatenate([row[layer] for row in rows]) for layer in body.layers}
+        packed = await asyncio.to_thread(pack, states, body.wire)
+        return Response(packed, media_type="application/octet-stream")
+
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        """Say that this process lives."""
+        return {"status": "ok"}
+
+    @router.get("/metrics", response_class=Response)
+    async def show_metrics() -> Response:
+        """Show the metrics in Prometheus' text format."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    return router
+
+
+def _check(body: StatesBody, model: AugmenterModel, settings: AugmenterSettings) -> None:
+    """Refuse what the model or the limits do not allow.
+
+    Raises:
+        ApiError: It is another model that is meant.
+        BadValueError: A value is not allowed.
+    """
+    facts = model.facts
+    if body.fingerprint is not None and body.fingerprint != facts.fingerprint:
+        raise ApiError(
+            409,
+            f"fingerprint: got {body.fingerprint[:80]!r}, but this service runs {facts.fingerprint}",
+            code="fingerprint_mismatch",
+            param="fingerprint",
+        )
+    if wrong := [layer for layer in body.layers if layer not in facts.layers]:
+        allowed = ", ".join(map(str, facts.layers))
+        raise BadValueError("layers", f"got {wrong[0]}, but this service gives {allowed}", code="layer_not_allowed")
+    if len(set(body.layers)) < len(body.layers):
+        raise BadValueError("layers", "has one twice")
+    if len(body.token_ids) > settings.max_rows:
+        raise BadValueError("token_ids", f"got {len(body.token_ids)} rows, but this server allows {settings.max_rows}")
+    num_tokens, longest = sum(map(len, body.token_ids)), max(map(len, body.token_ids))
+    if num_tokens > settings.max_tokens:
+        raise BadValueError("token_ids", f"got {num_tokens} tokens, but this server allows {settings.max_tokens}")
+    if facts.context_length is not None and longest > facts.context_length:
+        message = f"got a row of {longest} tokens, but the context of {facts.name!r} is {facts.context_length}"
+        raise BadValueError("token_ids", message, code="context_length_exceeded")
+    for index, ids in enumerate(body.token_ids):
+        if not ids:
+            raise BadValueError(f"token_ids[{index}]", "is empty")
+        if min(ids) < 0 or max(ids) >= facts.vocab_size:
+            wrong_id = next(id for id in ids if not 0 <= id < facts.vocab_size)
+            raise BadValueError(f"token_ids[{index}]", f"got {wrong_id}, but tokens are 0..{facts.vocab_size - 1}")
+
+
+__all__ = ["AugmenterSettings", "build_augmenter", "load_augmenter", "make_augmenter_app"]

@@ -1,0 +1,45 @@
+"""An augmenter's service on Ray Serve: each replica has the model and speaks HTTP."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+
+from calm_graph.serve.augmenter_app import AugmenterSettings, load_augmenter, make_augmenter_app
+
+
+@serve.ingress()
+class AugmenterReplica:
+    """Loads the model and answers.
+
+    Args:
+        settings: Of the service.
+    """
+
+    def __init__(self, settings: AugmenterSettings) -> None:
+        self._app = make_augmenter_app(load_augmenter(settings), settings)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """The app, now that the model is there."""
+        return self._app
+
+
+def bind(settings: AugmenterSettings) -> Application:
+    """Return the application.
+
+    Args:
+        settings: With absolute paths.
+    """
+    num_cpus = settings.num_cpus or 1
+    return serve.deployment(
+        AugmenterReplica,
+        name=f"augmenter-{settings.name}",
+        num_replicas=settings.num_replicas,
+        ray_actor_options={"num_cpus": num_cpus, "num_gpus": settings.num_gpus, "resources": settings.resources},
+        # It says itself when it is full.
+        max_ongoing_requests=settings.max_waiting + 64,
+        graceful_shutdown_timeout_s=settings.drain_s,
+        graceful_shutdown_wait_loop_s=1.0,
+        health_check_period_s=2.0,
+    ).bind(settings.model_copy(update={"num_cpus": num_cpus}))
