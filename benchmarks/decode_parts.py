@@ -147,9 +147,13 @@ class _Parts:
         """Return the parts of a step in which the augmenter ran over so many tokens of each row."""
         return {
             "anchor": self._anchor,
-            "augmenter": lambda: [self._augmenter(width) for width in widths],
+            "augmenter": lambda: self._augmenter_over(widths),
             "attachments": lambda: self._attachments(sum(widths)),
         }
+
+    def _augmenter_over(self, widths: list[int]) -> None:
+        for width in widths:
+            self._augmenter(width)
 
     def _ids(self, num_tokens: int) -> torch.Tensor:
         return torch.randint(1000, 20_000, (self.num_rows, num_tokens))

@@ -12,32 +12,26 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 
 import torch
 
-from calm_graph.errors import CalmGraphError, InputError, OverloadedError, ServingError
+from calm_graph.errors import CalmGraphError, OverloadedError, ServingError
+from calm_graph.generate.admission import Admission
+from calm_graph.generate.answer import Answer
 from calm_graph.generate.batch import Anchor, Batch, Group
+from calm_graph.generate.engine_settings import EngineSettings
+from calm_graph.generate.logprobs import Logprobs
 from calm_graph.generate.prefill import Prefill
 from calm_graph.generate.prefixes import Prefixes
-from calm_graph.generate.requests import (
-    FinishReason,
-    GenerationRequest,
-    Output,
-    PromptOutput,
-    TokenLogprob,
-    TokenOutput,
-)
-from calm_graph.generate.sampler import Draw, choice_seed, draw
-from calm_graph.generate.selector import Prompt, Selector
+from calm_graph.generate.requests import GenerationRequest, Output, PromptOutput, TokenLogprob, TokenOutput
+from calm_graph.generate.sampler import choice_seed, draw
+from calm_graph.generate.selector import Selector
 from calm_graph.generate.statistics import EngineStatistics
 from calm_graph.generate.text import AnswerText
 from calm_graph.model.composed import ComposedModel
-from calm_graph.model.inputs import check_ids
 from calm_graph.model.timing import RunTimes, measured_runs
 from calm_graph.model.token_bytes import TokenBytes
-from calm_graph.plan.estimate import estimate
-from calm_graph.plan.parts import Plan
+from calm_graph.plan.estimate import flops_per_prompt_token
 
 _log = logging.getLogger(__name__)
 
@@ -46,99 +40,6 @@ _MEASURE_EVERY = 32
 
 _REST_S = 0.005
 """Time between looks for what a service has sent, where there is nothing else to do."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """What an engine may use.
-
-    Args:
-        max_running: Answers made at the same time.
-        max_waiting: Requests that may wait for room; more are refused.
-        max_cache_tokens: Tokens of the anchor kept in all, padding included: the rows times the longest of them.
-        prefill_tokens: Prompt tokens read between two steps of the answers under way.
-        max_prefills: Prompts being read at the same time, so that a short one need not wait until a long one is read.
-        prefix_tokens: Tokens of prompts kept for later requests that begin alike; 0 keeps none.
-    """
-
-    max_running: int = 16
-    max_waiting: int = 128
-    max_cache_tokens: int = 65_536
-    prefill_tokens: int = 256
-    max_prefills: int = 4
-    prefix_tokens: int = 8_192
-
-
-@dataclass(slots=True)
-class Answer:
-    """One answer under way.
-
-    Attributes:
-        request: What was asked.
-        choice: Which of its answers.
-        seed: Of its draws.
-        text: What becomes of its tokens.
-        ids: Its tokens.
-        limit: The most tokens it may have.
-        end_ids: Tokens that end it.
-        skipped: Augmenters that are left out of it, because their service does not answer.
-    """
-
-    request: GenerationRequest
-    choice: int
-    seed: int
-    text: AnswerText
-    ids: list[int]
-    limit: int
-    end_ids: frozenset[int]
-    skipped: tuple[str, ...] = ()
-
-    def draw(self) -> Draw:
-        """What decides its next token."""
-        sampling = self.request.sampling
-        too_short = len(self.ids) < sampling.min_new_tokens
-        return Draw(
-            sampling=sampling,
-            seed=self.seed,
-            prompt_ids=self.request.prompt_ids,
-            ids=self.ids,
-            end_ids=self.end_ids if too_short else frozenset(),
-        )
-
-    def take(self, id: int, logprobs: tuple[TokenLogprob, ...], shares: Mapping[str, float] | None) -> TokenOutput:
-        """Add a token and say what came of it."""
-        self.ids.append(id)
-        sampling = self.request.sampling
-        finish: FinishReason | None = None
-        reason: str | int | None = None
-        if id in self.end_ids:
-            finish, text = "stop", self.text.end()
-            if id in sampling.stop_token_ids:
-                reason = id
-                text += self.text.push(id, may_stop=False).text if sampling.include_stop else ""
-        else:
-            piece = self.text.push(id, may_stop=len(self.ids) >= sampling.min_new_tokens)
-            text = piece.text
-            if piece.stop is not None:
-                finish, reason = "stop", piece.stop
-            elif len(self.ids) >= self.limit:
-                finish, text = "length", text + self.text.end()
-        return TokenOutput(
-            choice=self.choice,
-            token_id=id,
-            text=text,
-            logprobs=logprobs,
-            contributions=shares,
-            finish_reason=finish,
-            stop_reason=reason,
-            skipped_augmenters=self.skipped,
-        )
-
-    def end(self, text: str) -> TokenOutput:
-        """End it without another token, as if its limit were reached."""
-        return TokenOutput(
-            choice=self.choice, token_id=None, text=text, finish_reason="length", skipped_augmenters=self.skipped
-        )
 
 
 @dataclass(slots=True)
@@ -176,28 +77,23 @@ class Engine:
         selectors: Mapping[str, Selector] | None = None,
     ) -> None:
         self.models = dict(models)
-        self._selectors = dict(selectors or {})
         self.settings = settings or EngineSettings()
         first = next(iter(self.models.values()))
-        for name, model in self.models.items():
-            if model.plan.anchor.card != first.plan.anchor.card:
-                raise InputError(
-                    f"models[{name!r}]: its anchor is {model.plan.anchor.name!r}, but an engine has one for all, here "
-                    f"{first.plan.anchor.name!r}; serve it by an engine of its own"
-                )
-        self.anchor_name = first.plan.anchor.name
         self.tokenizer = first.tokenizer
-        self.context_length = first.plan.anchor.card.context_length or 2**31
-        self._anchor = Anchor(first.anchor)
-        self._vocab_size: int = first.config.get_text_config(decoder=True).vocab_size
-        self._end_ids = _end_ids(first)
         self._bytes = TokenBytes(first.tokenizer)
+        self._admission = Admission(
+            self.models, settings=self.settings, selectors=dict(selectors or {}), table=self._bytes
+        )
+        self.anchor_name, self.context_length = self._admission.anchor_name, self._admission.context_length
+        self._anchor = Anchor(first.anchor)
+        self._end_ids = _end_ids(first)
+        self._logprobs = Logprobs(self._bytes, first.tokenizer)
         self._waiting: deque[GenerationRequest] = deque()
         self._reading: list[_Reading] = []
         self._answers: list[Answer] = []
         self._batch = Batch(self._anchor)
         self._prefixes = Prefixes(self.settings.prefix_tokens)
-        self._prompt_flops = {name: _prompt_flops(model.plan) for name, model in self.models.items()}
+        self._prompt_flops = {name: flops_per_prompt_token(model.plan) for name, model in self.models.items()}
         self._times = RunTimes()
         self._statistics = EngineStatistics(cache_limit=self.settings.max_cache_tokens)
 
@@ -213,7 +109,7 @@ class Engine:
             InputError: It can never be answered.
             OverloadedError: Too many wait already.
         """
-        self._check(request)
+        self._admission.check(request)
         if (refusal := self.refusal()) is not None:
             raise refusal
         if request.sampling.seed is None:
@@ -240,7 +136,7 @@ class Engine:
         self._reading = [reading for reading in self._reading if reading.request.id != request_id]
         self._keep([answer.request.id != request_id for answer in self._answers])
         num_left = len(self._answers) + len(self._reading) + len(self._waiting)
-        self._count_finished("cancelled", num_before - num_left)
+        self._statistics.count_finished("cancelled", num_before - num_left)
 
     @torch.inference_mode()
     def step(self) -> list[Result]:
@@ -289,69 +185,6 @@ class Engine:
         statistics.augmenter_tokens = dict(self._times.num_tokens)
         return replace(statistics)
 
-    def _check(self, request: GenerationRequest) -> None:
-        known = [*self.models, self.anchor_name]
-        if request.composition not in known:
-            nearest = get_close_matches(request.composition, known, n=2) or known
-            raise InputError(f"composition: got {request.composition!r}, but there is {', '.join(nearest)}")
-        if not request.prompt_ids:
-            raise InputError("prompt: got no token; give at least one")
-        ids = torch.tensor([[*request.prompt_ids, *request.resume_ids]])
-        check_ids(ids, self._vocab_size)
-        room = self.context_length - len(request.prompt_ids)
-        if room < min(1, request.sampling.max_new_tokens):
-            raise InputError(
-                f"prompt: got {len(request.prompt_ids)} tokens, but the anchor's context is {self.context_length}; "
-                "shorten it"
-            )
-        if not 1 <= request.num_choices <= self.settings.max_running:
-            raise InputError(f"num_choices: got {request.num_choices}, allowed are 1..{self.settings.max_running}")
-        if request.resume_ids and request.num_choices > 1:
-            raise InputError("resume_ids: they belong to one answer, so num_choices must be 1")
-        if bad := [id for id in request.sampling.logit_bias if not 0 <= id < self._vocab_size]:
-            raise InputError(f"logit_bias: got token {bad[0]}, but the vocabulary has ids 0..{self._vocab_size - 1}")
-        if self._width(request) * request.num_choices > self.settings.max_cache_tokens:
-            raise InputError(
-                f"prompt: {self._width(request)} tokens with the answer, {request.num_choices} times, are more than "
-                f"the {self.settings.max_cache_tokens} that are kept in all; ask for fewer tokens or choices"
-            )
-        self._scales(request)
-
-    def _scales(self, request: GenerationRequest) -> dict[str, float]:
-        """The factor of each augmenter; none for the anchor alone."""
-        if request.composition not in self.models:
-            if request.scales:
-                raise InputError(f"augmenters: got {sorted(request.scales)}, but the anchor alone has none")
-            return {}
-        plan = self.models[request.composition].plan
-        scales = {edge.source: edge.scale for edge in plan.edges}
-        for name, scale in request.scales.items():
-            if name not in scales:
-                raise InputError(f"augmenters: got {name!r}, but the composition has {', '.join(sorted(scales))}")
-            if not -1e4 <= scale <= 1e4:
-                raise InputError(f"augmenters[{name!r}]: got {scale}, but a factor of -10000..10000 is allowed")
-            scales[name] = float(scale)
-        return scales
-
-    def _chosen(self, request: GenerationRequest) -> dict[str, float]:
-        """The factors with those that are not worth running at 0."""
-        scales = self._scales(request)
-        selector = self._selectors.get(request.composition)
-        open_names = tuple(name for name, scale in scales.items() if scale != 0 and name not in request.scales)
-        if selector is None or not open_names:
-            return scales
-        text = request.prompt_text
-        if text is None:
-            text = b"".join(self._bytes.text(request.prompt_ids)).decode(errors="replace")
-        wanted = set(selector(Prompt(text=text, ids=request.prompt_ids, augmenters=open_names)))
-        if unknown := wanted.difference(open_names):
-            raise InputError(f"selector: chose {sorted(unknown)}, but it may choose among {', '.join(open_names)}")
-        return {name: 0.0 if name in open_names and name not in wanted else scale for name, scale in scales.items()}
-
-    def _width(self, request: GenerationRequest) -> int:
-        """Tokens of each of its rows at the end."""
-        return min(self.context_length, len(request.prompt_ids) + request.sampling.max_new_tokens)
-
     def _num_cached(self) -> int:
         reading = sum(reading.width * len(reading.answers) for reading in self._reading)
         return len(self._answers) * self._batch.width + reading
@@ -369,11 +202,11 @@ class Engine:
         """How many of these, from the first on, there is room for beside all that is under way."""
         # By what all of them may come to: a request that was let in is never sent away again.
         num_rows = len(self._answers) + sum(len(reading.answers) for reading in self._reading)
-        widths = [self._width(answer.request) for answer in self._answers]
+        widths = [self._admission.width(answer.request) for answer in self._answers]
         width = max([*widths, *(reading.width for reading in self._reading)], default=0)
         count = 0
         for request in requests:
-            num_rows, width = num_rows + request.num_choices, max(width, self._width(request))
+            num_rows, width = num_rows + request.num_choices, max(width, self._admission.width(request))
             if num_rows > self.settings.max_running or num_rows * width > self.settings.max_cache_tokens:
                 break
             count += 1
@@ -396,34 +229,13 @@ class Engine:
     def _begin(self, request: GenerationRequest) -> _Reading:
         ids = (*request.prompt_ids, *request.resume_ids)
         wants_all = request.sampling.prompt_logprobs is not None
-        group = self._group(request)
+        group = self._admission.group(request)
         prefill = Prefill(self._anchor, ids, group, wants_all=wants_all)
         if not wants_all:
             self._statistics.num_reused_tokens += self._prefixes.restore(prefill, request)
         prefill.start()
         self._count_prompt(request, group)
-        return _Reading(request, self._new_answers(request), prefill, self._width(request))
-
-    def _group(self, request: GenerationRequest) -> Group | None:
-        """The request's augmenters, with its prompt; None if none that reaches the anchor is on."""
-        scales = self._chosen(request)
-        if not scales:
-            return None
-        model = self.models[request.composition]
-        graph = model.graph
-        if not graph.is_needed(scales):
-            return None
-        tokens = model.anchor_tokens(torch.tensor([request.prompt_ids], device=self._anchor.device), None)
-        new = graph.new_request(keeps=True)
-        with graph.scaled(scales):
-            graph.begin(
-                new,
-                tokens,
-                prompt_lengths=torch.tensor([len(request.prompt_ids)]),
-                prompt_texts=None if request.prompt_text is None else [request.prompt_text],
-                inputs={},
-            )
-        return Group(graph, new, [scales])
+        return _Reading(request, self._new_answers(request), prefill, self._admission.width(request))
 
     def _new_answers(self, request: GenerationRequest) -> list[Answer]:
         sampling = request.sampling
@@ -436,7 +248,7 @@ class Engine:
                 seed=choice_seed(sampling.seed, choice),
                 text=AnswerText(self._bytes, stop=sampling.stop, include_stop=sampling.include_stop),
                 ids=[],
-                limit=self._width(request) - len(request.prompt_ids),
+                limit=self._admission.width(request) - len(request.prompt_ids),
                 end_ids=end_ids,
             )
             for choice in range(request.num_choices)
@@ -492,7 +304,7 @@ class Engine:
         if first == 0:
             reading.prompt_logprobs.append(None)
         ids = reading.request.prompt_ids[first + 1 : prefill.num_read + 1]
-        reading.prompt_logprobs += self._logprobs(prefill.logits_TV[: len(ids)], ids, count)
+        reading.prompt_logprobs += self._logprobs.of(prefill.logits_TV[: len(ids)], ids, count)
 
     def _start(self, reading: _Reading) -> Iterator[Result]:
         """Draw the first token of each answer; those that go on join the batch."""
@@ -511,7 +323,7 @@ class Engine:
         if request.sampling.max_new_tokens == 0:
             for answer in going:
                 yield request.id, answer.end("")
-            self._count_finished("length", len(going))
+            self._statistics.count_finished("length", len(going))
             return
         logits_BV = prefill.logits_TV[-1:].expand(len(going), -1)
         outputs = self._take(going, logits_BV, [prefill.contributions] * len(going))
@@ -537,7 +349,7 @@ class Engine:
         measure = asked or self._statistics.num_steps % _MEASURE_EVERY == 0
         logits_BV, shares = self._batch.step([answer.ids[-1] for answer in self._answers], measure=measure)
         self._statistics.num_decoded_rows += len(self._answers)
-        self._count_new(shares)
+        self._statistics.note_contributions(shares)
         outputs = self._take(self._answers, logits_BV, shares)
         results += [(answer.request.id, output) for answer, output in zip(self._answers, outputs, strict=True)]
         self._keep([output.finish_reason is None for output in outputs])
@@ -547,7 +359,7 @@ class Engine:
         for answer, fits in zip(self._answers, has_room, strict=True):
             if not fits:
                 results.append((answer.request.id, answer.end(answer.text.end())))
-                self._count_finished("length", 1)
+                self._statistics.count_finished("length", 1)
         self._keep(has_room)
 
     def _keep(self, keeps: Sequence[bool]) -> None:
@@ -564,54 +376,21 @@ class Engine:
         outputs = []
         for row, (answer, id) in enumerate(zip(answers, ids, strict=True)):
             count = answer.request.sampling.logprobs
-            logprobs = () if count is None else self._logprobs(logits_BV[row : row + 1], [id], count)[0]
+            logprobs = () if count is None else self._logprobs.of(logits_BV[row : row + 1], [id], count)[0]
             asked = answer.request.contributions
             output = answer.take(id, logprobs, shares[row] if asked else None)
             outputs.append(output)
             self._statistics.num_new_tokens += 1
             if output.finish_reason is not None:
-                self._count_finished(output.finish_reason, 1)
+                self._statistics.count_finished(output.finish_reason, 1)
         return outputs
-
-    def _logprobs(self, logits_TV: torch.Tensor, ids: Sequence[int], count: int) -> list[tuple[TokenLogprob, ...]]:
-        """For each position the token itself and then the likeliest ones."""
-        logprobs_TV = torch.log_softmax(logits_TV.float(), dim=-1)
-        top = logprobs_TV.topk(count, dim=-1) if count else None
-        found = []
-        for row, id in enumerate(ids):
-            pairs = [(id, float(logprobs_TV[row, id]))]
-            if top is not None:
-                pairs += zip(top.indices[row].tolist(), top.values[row].tolist(), strict=True)
-            found.append(
-                tuple(TokenLogprob(token_id=each, text=self._token_text(each), logprob=value) for each, value in pairs)
-            )
-        return found
-
-    def _token_text(self, id: int) -> str:
-        text = self._bytes([id])[0].decode(errors="replace")
-        return text or str(self.tokenizer.convert_ids_to_tokens(id) or "")
 
     def _count_prompt(self, request: GenerationRequest, group: Group | None) -> None:
         self._statistics.num_prompt_tokens += len(request.prompt_ids)
-        if request.composition in self.models:
-            on = {} if group is None else group.scales[0]
-            skipped, saved = self._statistics.skipped_tokens, self._statistics.saved_flops
-            for name, flops in self._prompt_flops[request.composition].items():
-                if not on.get(name):
-                    skipped[name] = skipped.get(name, 0) + len(request.prompt_ids)
-                    saved[name] = saved.get(name, 0.0) + flops * len(request.prompt_ids)
-
-    def _count_new(self, shares: Sequence[Mapping[str, float]]) -> None:
-        found: dict[str, list[float]] = {}
-        for row in shares:
-            for name, share in row.items():
-                found.setdefault(name, []).append(share)
-        self._statistics.contribution |= {name: sum(values) / len(values) for name, values in found.items()}
-
-    def _count_finished(self, reason: str, count: int) -> None:
-        finished = self._statistics.num_finished
-        if count:
-            finished[reason] = finished.get(reason, 0) + count
+        on = {} if group is None else group.scales[0]
+        costs = self._prompt_flops.get(request.composition, {})
+        off = {name: flops for name, flops in costs.items() if not on.get(name)}
+        self._statistics.count_skipped(off, num_tokens=len(request.prompt_ids))
 
 
 def _told(error: Exception) -> Exception:
@@ -625,12 +404,3 @@ def _told(error: Exception) -> Exception:
 def _end_ids(model: ComposedModel) -> frozenset[int]:
     found = model.generation_config.eos_token_id
     return frozenset([found]) if isinstance(found, int) else frozenset(found or ())
-
-
-def _prompt_flops(plan: Plan) -> dict[str, int]:
-    """Augmenter -> operations for each token of a prompt, with those of its attachments."""
-    cost = estimate(plan)
-    flops = {run.name: cost.runs[run.name].flops_per_prompt_token for run in plan.runs if not run.is_anchor}
-    for (source, _), edge in cost.edges.items():
-        flops[source] += edge.flops_per_prompt_token
-    return flops

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,30 @@ class EngineStatistics:
     saved_flops: dict[str, float] = field(default_factory=dict)
     num_unavailable: dict[str, int] = field(default_factory=dict)
     contribution: dict[str, float] = field(default_factory=dict)
+
+    def count_finished(self, reason: str, count: int = 1) -> None:
+        """Count answers that ended."""
+        if count:
+            self.num_finished[reason] = self.num_finished.get(reason, 0) + count
+
+    def count_skipped(self, names: Mapping[str, int], *, num_tokens: int) -> None:
+        """Count a prompt over which augmenters did not run.
+
+        Args:
+            names: Augmenter -> operations for each token.
+            num_tokens: Of the prompt.
+        """
+        for name, flops in names.items():
+            self.skipped_tokens[name] = self.skipped_tokens.get(name, 0) + num_tokens
+            self.saved_flops[name] = self.saved_flops.get(name, 0.0) + flops * num_tokens
+
+    def note_contributions(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Take the mean over the rows that have an augmenter as how much it contributes now."""
+        found: dict[str, list[float]] = {}
+        for row in rows:
+            for name, share in row.items():
+                found.setdefault(name, []).append(share)
+        self.contribution |= {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def added(engines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -200,3 +200,12 @@ def _edge_cost(edge: Edge, source: PlannedRun, target: PlannedRun, *, num_contex
         flops_per_generated_token=context * (source.reading == "stream") + attending * (target.reading == "stream"),
         cache_values_per_token=cache * (target.reading == "stream"),
     )
+
+
+def flops_per_prompt_token(plan: Plan) -> dict[str, int]:
+    """Return augmenter -> operations for each token of a prompt, with those of its attachments."""
+    cost = estimate(plan)
+    flops = {run.name: cost.runs[run.name].flops_per_prompt_token for run in plan.runs if not run.is_anchor}
+    for (source, _), edge in cost.edges.items():
+        flops[source] += edge.flops_per_prompt_token
+    return flops

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from calm_graph.generate.engine import Engine, EngineSettings
+from calm_graph.generate.engine import Engine
+from calm_graph.generate.engine_settings import EngineSettings
 from calm_graph.generate.engine_thread import EngineThread
 from calm_graph.generate.requests import GenerationRequest, Output
 from calm_graph.generate.selector import Selector

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from calm_graph.declare.base import Declared, problems_of
 from calm_graph.errors import DeclarationError
-from calm_graph.generate.engine import EngineSettings
+from calm_graph.generate.engine_settings import EngineSettings
 from calm_graph.serve.settings import HttpSettings
 
 

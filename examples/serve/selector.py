@@ -9,7 +9,10 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from calm_graph.generate.engine import Engine, EngineSettings
+import torch
+
+from calm_graph.generate.engine import Engine
+from calm_graph.generate.engine_settings import EngineSettings
 from calm_graph.generate.models import load_models
 from calm_graph.generate.requests import GenerationRequest, TokenOutput
 from calm_graph.generate.sampling import Sampling
@@ -98,4 +101,6 @@ def answered_right(engine: Engine, model: ComposedModel, rows: Iterable[Row]) ->
 
 
 if __name__ == "__main__":
+    # Models this small gain little from a second thread, and lose much by it where others use the machine.
+    torch.set_num_threads(1)
     main()

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from calm_graph.errors import InputError, OverloadedError, ServingError
-from calm_graph.generate.engine import Engine, EngineSettings
+from calm_graph.generate.engine import Engine
+from calm_graph.generate.engine_settings import EngineSettings
 from calm_graph.generate.engine_thread import EngineThread
 from calm_graph.generate.requests import GenerationRequest, TokenOutput
 from calm_graph.model.composed import ComposedModel

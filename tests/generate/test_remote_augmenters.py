@@ -13,7 +13,8 @@ import pytest
 
 from calm_graph import Augmenter, Composition, every
 from calm_graph.errors import AugmenterError, AugmenterUnavailableError
-from calm_graph.generate.engine import Engine, EngineSettings
+from calm_graph.generate.engine import Engine
+from calm_graph.generate.engine_settings import EngineSettings
 from calm_graph.generate.requests import GenerationRequest, PromptOutput
 from calm_graph.model.build import build_model
 from calm_graph.model.composed import ComposedModel

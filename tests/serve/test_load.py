@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from calm_graph.errors import InputError, ServingError
-from calm_graph.generate.engine import EngineSettings
+from calm_graph.generate.engine_settings import EngineSettings
 from calm_graph.interrupts import StopRequest
 from calm_graph.model.composed import ComposedModel
 from calm_graph.serve.load import Load, LoadResult, Target, find_target, percentile, ragged_prompts, run_load
