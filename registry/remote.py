@@ -5,6 +5,7 @@ What it says is kept on disk, so that a composition which can do without the ser
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -351,4 +352,6 @@ def _client(process: int) -> httpx.Client:
     """One pool of connections for a process; a forked one must not share its parent's."""
     import httpx2 as httpx
 
-    return httpx.Client(follow_redirects=False, limits=httpx.Limits(max_connections=None))
+    client = httpx.Client(follow_redirects=False, limits=httpx.Limits(max_connections=None))
+    atexit.register(client.close)
+    return client
