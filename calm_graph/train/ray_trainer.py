@@ -105,6 +105,8 @@ def _cluster(settings: TrainSettings) -> Iterator[None]:
         # Workers may outnumber the cores of a laptop; `check_cluster` allows it only if asked to.
         num_cpus=max(os.cpu_count() or 1, most * (settings.cpus_per_worker or 0)),
         include_dashboard=False,
+        # Ray runs workers at nice 15, behind everything else on the machine; a plain run is not, and nor are these.
+        _system_config={"worker_niceness": 0},
         **_quiet(),
     )
     try:

@@ -390,3 +390,16 @@ def test_what_the_cluster_does_not_have_is_refused_at_once(cluster: None, train_
 def test_workers_share_the_cpus_of_the_nodes(nodes: list[int], num_workers: Any, expected: int) -> None:
     found = cpus_per_worker(quick(num_workers=num_workers), [{"CPU": float(count)} for count in nodes])
     assert found == expected
+
+
+def test_workers_of_our_own_cluster_come_as_soon_as_a_plain_run() -> None:
+    """Ray would run them at nice 15, behind whatever else a machine does."""
+    program = (
+        "import os, ray\n"
+        "from calm_graph.declare.settings import TrainSettings\n"
+        "from calm_graph.train.ray_trainer import _cluster\n"
+        "with _cluster(TrainSettings(num_workers=1)):\n"
+        "    print(ray.get(ray.remote(lambda: os.nice(0)).remote()) - os.nice(0))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert found.stdout.strip() == "0", found.stderr
