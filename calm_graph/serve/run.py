@@ -123,7 +123,13 @@ def _run_on_ray(
     with handlers_kept(signal.SIGINT, signal.SIGTERM):  # Ray takes them for itself
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         if owns_cluster:
-            ray.init(address="local", include_dashboard=False, configure_logging=False, log_to_driver=False)
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                configure_logging=False,
+                log_to_driver=False,
+                _system_config={"worker_niceness": 0},  # else engines come after everything else on the machine
+            )
         address = _address(host, port) + prefix.rstrip("/")
         try:
             with stop_on_signals() as stop:

@@ -203,6 +203,7 @@ def test_a_worker_that_hangs_is_replaced(whole: dict[int, Path], train_zoo: Zoo,
     assert_nothing_is_left_over(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_is_not_tried_again(cluster: None, train_zoo: Zoo, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"step \d+: the loss is not a finite number, in the rows data\[.*Look at"):
         run(train_zoo, tmp_path, num_workers=2, learning_rate=1e30, max_grad_norm=None, max_steps=50)
@@ -392,6 +393,7 @@ def test_workers_share_the_cpus_of_the_nodes(nodes: list[int], num_workers: Any,
     assert found == expected
 
 
+@pytest.mark.slow
 def test_workers_of_our_own_cluster_come_as_soon_as_a_plain_run() -> None:
     """Ray would run them at nice 15, behind whatever else a machine does."""
     program = (

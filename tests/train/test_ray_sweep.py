@@ -64,6 +64,7 @@ def test_a_sweep_ranks_reports_failures_and_goes_on_where_it_ended(
     assert small.num_parameters is not None and good.num_parameters == 2 * small.num_parameters
 
 
+@pytest.mark.slow
 def test_what_is_behind_is_stopped_early(train_zoo: Zoo, tmp_path: Path) -> None:
     space = Space(learning_rate=(1e-2, 1e-9, 1e-8))
     # Two CPUs for a trial: one after the other, so that the good one is there to be compared with.
