@@ -147,13 +147,9 @@ class _Parts:
         """Return the parts of a step in which the augmenter ran over so many tokens of each row."""
         return {
             "anchor": self._anchor,
-            "augmenter": lambda: self._augmenter_over(widths),
+            "augmenter": lambda: self._augmenter(widths),
             "attachments": lambda: self._attachments(sum(widths)),
         }
-
-    def _augmenter_over(self, widths: list[int]) -> None:
-        for width in widths:
-            self._augmenter(width)
 
     def _ids(self, num_tokens: int) -> torch.Tensor:
         return torch.randint(1000, 20_000, (self.num_rows, num_tokens))
@@ -161,8 +157,9 @@ class _Parts:
     def _anchor(self) -> None:
         self.model.anchor(input_ids=self._ids(1), past_key_values=self.anchor_cache, use_cache=True, logits_to_keep=1)
 
-    def _augmenter(self, num_tokens: int) -> None:
-        self.body(input_ids=self._ids(num_tokens), past_key_values=self.augmenter_cache, use_cache=True)
+    def _augmenter(self, widths: list[int]) -> None:
+        for width in widths:
+            self.body(input_ids=self._ids(width), past_key_values=self.augmenter_cache, use_cache=True)
 
     def _attachments(self, num_new: int) -> None:
         """Take new states up, and attend."""

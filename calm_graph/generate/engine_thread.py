@@ -110,7 +110,7 @@ class EngineThread:
                     yield outputs
                 for output in found:
                     if isinstance(output, Exception):
-                        listener.num_open = 0
+                        listener.num_open = 0  # it has ended: to cancel it would end the next request of this id
                         raise output
         finally:
             with self._wake:

@@ -426,6 +426,7 @@ async def _open(client: httpx.AsyncClient, load: Load, send: Send) -> None:
 async def _client(target: Target) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
     # A pool that waits for a free connection would hide from the server what it is to be tested with.
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=1024)
+    # Idle connections are dropped before servers do (uvicorn: after 5 s), or a request meets one that is being closed.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=1024, keepalive_expiry=2.0)
     async with httpx.AsyncClient(timeout=_PATIENCE_S, limits=limits, headers=headers, trust_env=False) as client:
         yield client
