@@ -29,7 +29,7 @@ from calm_graph.serve.replies import (
     usage,
 )
 from calm_graph.serve.service import Lengths, Service, check_augmenters, check_choices, check_token_ids
-from calm_graph.serve.tokenise import chat_ids
+from calm_graph.serve.tokenise import chat_ids, refuse_far_too_long
 
 
 def chat_routes(service: Service) -> APIRouter:
@@ -73,6 +73,8 @@ async def prepare(service: Service, body: ChatBody) -> Call:
     check_token_ids(tokenizer, {"stop_token_ids": body.stop_token_ids, "logit_bias": [*map(int, body.logit_bias)]})
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     lengths = Lengths(param="messages", asked=asked, least=body.min_tokens, default=None)
+    num_characters = sum(len(message.content) for message in body.messages)
+    refuse_far_too_long(tokenizer, num_characters, context_length=model.context_length, param="messages")
     ids, text = await chat_ids(tokenizer, body)
     length = lengths.most(service.settings, model, len(ids))
     sampling = body.sampling(max_new_tokens=length, logprobs=(body.top_logprobs or 0) if body.logprobs else None)

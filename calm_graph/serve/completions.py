@@ -25,7 +25,7 @@ from calm_graph.serve.replies import (
     usage,
 )
 from calm_graph.serve.service import Lengths, Service, check_augmenters, check_choices, check_token_ids
-from calm_graph.serve.tokenise import text_ids
+from calm_graph.serve.tokenise import refuse_far_too_long, text_ids
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -80,6 +80,7 @@ async def prepare(service: Service, body: CompletionBody) -> Call:
     samplings = []
     for prompt in given:
         if isinstance(prompt, str):
+            refuse_far_too_long(tokenizer, len(prompt), context_length=model.context_length, param="prompt")
             ids, text = await text_ids(tokenizer, prompt, special_tokens=body.add_special_tokens), prompt
         else:
             check_token_ids(tokenizer, {"prompt": prompt})

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from calm_graph.errors import InputError
@@ -16,7 +17,30 @@ from calm_graph.serve.protocol import TemplateFields
 
 T = TypeVar("T")
 
+_MOST_SHRINKING = 4  # a normaliser may drop characters and join marks to their letters
 LONG_TEXT = 20_000  # characters; shorter ones take less time than a thread is worth
+
+
+def refuse_far_too_long(tokenizer: Any, num_characters: int, *, context_length: int, param: str) -> None:
+    """Refuse a text that fits into no context however it is tokenised, before that takes time and memory.
+
+    Args:
+        tokenizer: The anchor's.
+        num_characters: Of the text.
+        context_length: Tokens.
+        param: The field it came in.
+
+    Raises:
+        BadValueError: Even as the longest tokens there are, and made shorter by a normaliser, it is too long.
+    """
+    if num_characters > context_length * _longest_token(tokenizer) * _MOST_SHRINKING:
+        message = f"the prompt has {num_characters} characters, but the context is {context_length} tokens"
+        raise BadValueError(param, message, code="context_length_exceeded")
+
+
+@lru_cache(maxsize=8)
+def _longest_token(tokenizer: Any) -> int:
+    return max(map(len, tokenizer.get_vocab()))
 
 
 async def text_ids(tokenizer: Any, text: str, *, special_tokens: bool = True) -> list[int]:

@@ -222,3 +222,19 @@ def test_an_answer_that_takes_too_long_is_given_up(stream: bool) -> None:
         slow = served.post("/v1/completions", COMPLETION | {"prompt": "!slow", "max_tokens": 100, "stream": stream})
         assert slow.status_code == (200 if stream else 408) and '"code": "request_timeout"' in slow.text
         assert not served.client.under_way
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_what_fits_into_no_context_is_not_even_tokenised(
+    served: Served, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> list[int]:
+        raise AssertionError("tokenised")
+
+    monkeypatch.setattr("calm_graph.serve.tokenise.prompt_ids", fail)
+    text = "so " * 300_000
+    messages = [{"role": "user", "content": text}]
+    body = {"model": "garden", **({"messages": messages} if "chat" in path else {"prompt": text})}
+    answer = served.post(path, body)
+    check(answer, 400, "context_length_exceeded", "messages" if "chat" in path else "prompt")
+    assert "900000 characters" in answer.text
