@@ -128,7 +128,7 @@ def fit_selector(
     layer: int | None = None,
     min_gain: float = 0.01,
     threshold: float = 0.5,
-    decay: float = 1e-3,
+    decay: float = 1e-2,
 ) -> LearnedSelector:
     """Learn from examples which augmenters are of use to a prompt.
 

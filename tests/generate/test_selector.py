@@ -72,14 +72,14 @@ def test_a_gate_learns_whom_a_prompt_needs(zoo: Zoo, tmp_path: Path) -> None:
     model = compose(zoo, "mixed")
     # The completion is what the composition says with the augmenter for one kind of prompt, and without it for others.
     rows = []
-    for number in range(24):
+    for number in range(56):
         with_it = number % 2 == 0
         prompt = f"price of apples is {number}" if with_it else f"The quick brown fox {number}"
         scales = {"same": 0.5 if with_it else 0.0, "window": 1.0, "reader": 1.0}
         rows.append((prompt, model.tokenizer.decode(alone(model, prompt, 6, scales=scales))))
-    selector = fit_selector(model, rows[:16])
-    chosen = ["same" in selector(Prompt(prompt, ids_of(model, prompt), ("same",))) for prompt, _ in rows[16:]]
-    assert sum(choice == (place % 2 == 0) for place, choice in enumerate(chosen)) >= 7
+    selector = fit_selector(model, rows[:40])
+    chosen = ["same" in selector(Prompt(prompt, ids_of(model, prompt), ("same",))) for prompt, _ in rows[40:]]
+    assert sum(choice == (place % 2 == 0) for place, choice in enumerate(chosen)) >= 13, chosen
 
     selector.save(tmp_path / "gate.safetensors")
     again = read_selector(str(tmp_path / "gate.safetensors"), model)
