@@ -338,7 +338,8 @@ def test_a_lost_node_leaves_the_others_to_go_on(train_zoo: Zoo, tmp_path: Path) 
         timeout=250,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["300", "1"]
+    # Ray says in between what it lost.
+    assert "300 1" in done.stdout.splitlines(), done.stdout[-3000:]
     run(train_zoo, tmp_path / "whole", max_steps=300, checkpoint_every_steps=20)
     assert_close(weights(tmp_path / "whole"), weights(tmp_path / "out"), tolerance=1e-4)
     assert_nothing_is_left_over(tmp_path / "out")
