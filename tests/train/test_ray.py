@@ -319,7 +319,7 @@ def lose_a_node():
     when(lambda: reached(out, 50))
     cluster.remove_node(second, allow_graceful=False)
 threading.Thread(target=lose_a_node, daemon=True).start()
-result = run(zoo, out, num_workers=(1, 2), max_steps=300, checkpoint_every_steps=20)
+result = run(zoo, out, num_workers=(1, 2), max_steps=300, checkpoint_every_steps=20, learning_rate=1e-4)
 print(result.steps, len([node for node in ray.nodes() if node["Alive"]]))
 ray.shutdown()
 cluster.shutdown()
@@ -340,8 +340,10 @@ def test_a_lost_node_leaves_the_others_to_go_on(train_zoo: Zoo, tmp_path: Path) 
     assert done.returncode == 0, done.stderr[-3000:]
     # Ray says in between what it lost.
     assert "300 1" in done.stdout.splitlines(), done.stdout[-3000:]
-    run(train_zoo, tmp_path / "whole", max_steps=300, checkpoint_every_steps=20)
-    assert_close(weights(tmp_path / "whole"), weights(tmp_path / "out"), tolerance=1e-4)
+    # Two workers and one add up in another order. At the learning rate of the other tests that difference has grown a
+    # thousandfold after 300 steps; at this one a step too many or too few is five times the tolerance.
+    run(train_zoo, tmp_path / "whole", max_steps=300, checkpoint_every_steps=20, learning_rate=1e-4)
+    assert_close(weights(tmp_path / "whole"), weights(tmp_path / "out"), tolerance=2e-5)
     assert_nothing_is_left_over(tmp_path / "out")
 
 
