@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -203,7 +204,8 @@ def _actors(make: partial[StateComputer], device: str, num_workers: int, *, use_
 
     owns = not ray.is_initialized()
     if owns:
-        ray.init(include_dashboard=False, log_to_driver=False)
+        # Named, because without an address Ray joins the private cluster of any other program on this machine.
+        ray.init(os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, log_to_driver=False)
     actors: list[Any] = []
     try:
         total: dict[str, float] = ray.cluster_resources()

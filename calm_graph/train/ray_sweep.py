@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -296,8 +297,9 @@ def _cluster() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Without an address: `address="auto"` would also join the private cluster of any other program on this machine.
-    ray.init(include_dashboard=False, configure_logging=False, log_to_driver=False)
+    # Named, because without an address Ray joins the private cluster of any other program on this machine.
+    address = os.environ.get("RAY_ADDRESS", "local")
+    ray.init(address, include_dashboard=False, configure_logging=False, log_to_driver=False)
     try:
         yield
     finally:

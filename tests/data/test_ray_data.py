@@ -24,7 +24,7 @@ ROWS = [{"prompt": f"price {i}", "completion": f" {i}" * (i % 3 + 1), "id": i} f
 def cluster() -> Iterator[None]:
     # Workers import calm_graph from where the tests do.
     environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()

@@ -337,7 +337,7 @@ def test_ray_actors_write_the_same_shards(zoo: Zoo, tmp_path: Path, monkeypatch:
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     make(zoo, tmp_path / "here")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         make(zoo, tmp_path / "there", num_workers=2)
         assert digests(tmp_path / "here") == digests(tmp_path / "there")
