@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,3 +24,10 @@ class EngineSettings:
     prefill_tokens: int = 256
     max_prefills: int = 4
     prefix_tokens: int = 8_192
+
+    def __post_init__(self) -> None:
+        least = {"max_waiting": 0, "prefix_tokens": 0}
+        for field in fields(self):
+            value, allowed = getattr(self, field.name), least.get(field.name, 1)
+            if value < allowed:
+                raise ValueError(f"{field.name}: got {value}, but {allowed} or more is allowed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import signal
 import socket
 import time
@@ -141,7 +142,7 @@ def _run_on_ray(
                 on_draining(address)
                 serve.delete(name)
         except RuntimeError as error:  # what Serve raises when a deployment does not come up
-            raise ServingError(f"{name} did not start: {error}") from error
+            raise ServingError(f"{name} did not start: {_cause(name) or error}") from error
         finally:
             if owns_cluster:  # else others may be served on it
                 # Ray prints that the controller, which it has just killed, is dead.
@@ -183,10 +184,24 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, port))
-        except OSError as error:
-            raise ServingError(f"{host}:{port}: {error.strerror}; choose another address or port") from error
+        except (OSError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "a port is a number of 0..65535"
+            raise ServingError(f"{host}:{port}: {reason}; choose another address or port") from error
         yield listening
 
 
 def _address(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _cause(name: str) -> str:
+    """The last line of what a replica of an application failed with, where Serve's own error only names it."""
+    from ray import serve
+
+    for application, status in serve.status().applications.items():
+        for deployment in status.deployments.values() if application == name else ():
+            lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
+            told = [line for line in lines if re.match(r"(calm_graph|registry)\.[\w.]+Error: ", line)]
+            if told:
+                return told[-1].partition(": ")[2]
+    return ""
