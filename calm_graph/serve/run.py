@@ -200,7 +200,7 @@ def _cause(name: str) -> str:
 
     for application, status in serve.status().applications.items():
         for deployment in status.deployments.values() if application == name else ():
-            lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
+            lines: list[str] = [line.strip() for line in deployment.message.splitlines() if line.strip()]
             told = [line for line in lines if re.match(r"(calm_graph|registry)\.[\w.]+Error: ", line)]
             if told:
                 return told[-1].partition(": ")[2]
