@@ -361,3 +361,9 @@ def test_prompts_that_are_none_or_too_long_are_refused(zoo: Zoo) -> None:
 def test_models_of_other_anchors_are_refused(zoo: Zoo) -> None:
     with pytest.raises(InputError, match="an engine has one for all"):
         Engine({"a": compose(zoo, "same"), "b": compose(zoo, "same", anchor="window-anchor")})
+
+
+def test_an_engine_that_could_do_nothing_is_refused() -> None:
+    for field in ("max_running", "max_cache_tokens", "prefill_tokens", "max_prefills"):
+        with pytest.raises(ValueError, match=f"{field}: got 0, but 1 or more is allowed"):
+            EngineSettings(**{field: 0})
