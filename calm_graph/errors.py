@@ -67,6 +67,10 @@ class TrainingError(CalmGraphError):
     """Training cannot start or go on."""
 
 
+class EvaluationError(CalmGraphError):
+    """A task or a system cannot be evaluated as it is asked."""
+
+
 class ServingError(CalmGraphError):
     """A request cannot be answered, through no fault of its own."""
 

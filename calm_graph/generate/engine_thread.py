@@ -60,6 +60,13 @@ class EngineThread:
         """Whether it takes requests."""
         return self._thread.is_alive() and not self._is_draining
 
+    @property
+    def refusal(self) -> OverloadedError | None:
+        """What any request is refused with now; None: there is room."""
+        if (refusal := self._refusal) is None:
+            return None
+        return OverloadedError(str(refusal), retry_after_s=refusal.retry_after_s)  # fresh: each is raised by itself
+
     def statistics(self) -> EngineStatistics:
         """What the engine counts."""
         return self._engine.statistics()
@@ -91,9 +98,9 @@ class EngineThread:
                 raise ServingError("the engine is shutting down")
             if request.id in self._listeners:
                 raise ServingError(f"request {request.id!r} is under way already")
-            if self._refusal is not None:
+            if (refusal := self.refusal) is not None:
                 # Here, not in the engine's thread: under overload that would cost the others the time of every refusal.
-                raise OverloadedError(str(self._refusal), retry_after_s=self._refusal.retry_after_s)
+                raise refusal
             self._listeners[request.id] = listener
             self._added.append(request)
             self._wake.notify()

@@ -14,7 +14,7 @@ from calm_graph.serve.client import EngineClient
 from calm_graph.serve.completions import completion_routes
 from calm_graph.serve.errors import ErrorResponse, add_error_handlers
 from calm_graph.serve.metrics import Metrics
-from calm_graph.serve.middleware import BodyReader, Recorder
+from calm_graph.serve.middleware import BodyReader, Overflow, Recorder
 from calm_graph.serve.playground import playground_routes
 from calm_graph.serve.service import Service
 from calm_graph.serve.settings import HttpSettings
@@ -51,6 +51,7 @@ def make_app(client: EngineClient, settings: HttpSettings | None = None) -> Fast
     add_error_handlers(app)
     # The last one added is the outermost.
     app.add_middleware(BodyReader, max_body_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
+    app.add_middleware(Overflow, client=client)
     app.add_middleware(Doorkeeper, keys=keys, max_requests_per_key=settings.max_requests_per_key)
     if settings.cors_origins:
         app.add_middleware(

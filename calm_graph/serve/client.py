@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from calm_graph.errors import OverloadedError
 from calm_graph.generate.requests import GenerationRequest, Output
 
 
@@ -55,6 +56,9 @@ class EngineClient(Protocol):
             OverloadedError: There is no room now; before the first output.
             ServingError: What answered is gone or failed.
         """
+
+    def refusal(self) -> OverloadedError | None:
+        """What any request would be refused with now, where that is known without asking; None: ask."""
 
     async def statistics(self) -> Mapping[str, Any]:
         """What the engine counts, as `EngineStatistics` has it."""

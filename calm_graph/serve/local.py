@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from calm_graph.errors import OverloadedError
 from calm_graph.generate.engine import Engine
 from calm_graph.generate.engine_settings import EngineSettings
 from calm_graph.generate.engine_thread import EngineThread
@@ -51,6 +52,10 @@ class LocalClient:
     def generate(self, request: GenerationRequest) -> AsyncIterator[Output]:
         """See `EngineClient.generate`."""
         return self.thread.generate(request)
+
+    def refusal(self) -> OverloadedError | None:
+        """See `EngineClient.refusal`."""
+        return self.thread.refusal
 
     async def statistics(self) -> Mapping[str, Any]:
         """What the engine counts."""

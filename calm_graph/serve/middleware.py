@@ -10,10 +10,14 @@ from pydantic_core import from_json
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from calm_graph.serve.client import EngineClient
 from calm_graph.serve.errors import CLIENT_GONE, ApiError, as_api_error
 from calm_graph.serve.logs import log_request
 from calm_graph.serve.metrics import Metrics
 from calm_graph.serve.record import RequestRecord
+
+ASKING_PATHS = frozenset({"/v1/completions", "/v1/chat/completions"})
+"""Where tokens are asked for."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # what is safe in a header and a log
 
@@ -59,9 +63,38 @@ class Recorder:
                 raise  # the server cuts the connection: a half answer must not look whole
             await answer.response()(scope, receive, send_named)
         finally:
-            record.endpoint = getattr(scope.get("route"), "path", "other")
+            record.endpoint = getattr(scope.get("route"), "path", record.endpoint)
             self._metrics.ended(record)
             log_request(record)
+
+
+class Overflow:
+    """Middleware: while there is no room, refuses what asks for tokens before its body is read.
+
+    A refusal then takes little from the answers under way, however many come.
+
+    Args:
+        app: What answers.
+        client: Knows whether there is room.
+    """
+
+    def __init__(self, app: ASGIApp, *, client: EngineClient) -> None:
+        self._app = app
+        self._client = client
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        refusal = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            refusal = self._client.refusal() if path in ASKING_PATHS else None
+        if refusal is None:
+            await self._app(scope, receive, send)
+            return
+        record: RequestRecord = scope["calm_graph.record"]
+        error = as_api_error(refusal, request_id=record.request_id)
+        record.endpoint, record.error_code = path, error.code
+        await error.response()(scope, receive, send)
 
 
 class BodyReader:

@@ -80,6 +80,10 @@ class RayClient:
         finally:
             responses.cancel()  # nothing, if it has ended
 
+    def refusal(self) -> OverloadedError | None:
+        """None: which replicas have room is known where requests are routed, in Ray."""
+        return None
+
     async def statistics(self) -> Mapping[str, Any]:
         """What the engines of all replicas count together."""
         found = await self._handle.broadcast("statistics").results_async(timeout_s=_ASK_S, return_exceptions=True)

@@ -41,6 +41,7 @@ class ScriptedClient:
     under_way: set[str] = field(default_factory=set)
     most_under_way: int = 0
     ready: bool = True
+    has_room: bool = True
     has_template: bool = True
 
     def __post_init__(self) -> None:
@@ -115,6 +116,9 @@ class ScriptedClient:
             TokenLogprob(token_id=each, text=self._tokenizer.decode([each]), logprob=logprob)
             for each, logprob in entries
         )
+
+    def refusal(self) -> OverloadedError | None:
+        return None if self.has_room else OverloadedError("no room for another request", retry_after_s=2.2)
 
     async def statistics(self) -> Mapping[str, Any]:
         if not self.ready:

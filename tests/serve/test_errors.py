@@ -10,6 +10,7 @@ import pytest
 
 from calm_graph.serve.settings import HttpSettings
 from tests.serve.conftest import HTTP, Served, serving
+from tests.serve.scripted import ScriptedClient
 
 COMPLETION = {"model": "garden", "prompt": "Hello"}
 CHAT = {"model": "garden", "messages": [{"role": "user", "content": "Hello"}]}
@@ -238,3 +239,16 @@ def test_what_fits_into_no_context_is_not_even_tokenised(
     answer = served.post(path, body)
     check(answer, 400, "context_length_exceeded", "messages" if "chat" in path else "prompt")
     assert "900000 characters" in answer.text
+
+
+def test_without_room_a_request_is_refused_before_its_body_is_read() -> None:
+    with serving(ScriptedClient(has_room=False)) as served:
+        for path in ("/v1/completions", "/v1/chat/completions"):
+            answer = HTTP.post(f"{served.url}{path}", content=b"this is no JSON", headers={"x-request-id": "mine"})
+            assert "no room" in check(answer, 429, "overloaded", None)
+            assert answer.headers["retry-after"] == "3" and answer.headers["x-request-id"] == "mine"
+        # What takes no room is answered, and what was refused is counted at its endpoint.
+        assert served.post("/tokenize", {"model": "garden", "prompt": "a"}).status_code == 200
+        counted = 'calm_graph_requests_total{endpoint="/v1/completions",model_name="",status="429"} 1.0'
+        assert counted in HTTP.get(f"{served.url}/metrics").text
+        assert not served.client.requests

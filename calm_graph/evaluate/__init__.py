@@ -1,0 +1,1 @@
+"""What a composition can do, measured beside its parts and its alternatives."""
