@@ -44,6 +44,7 @@ DOORS = {
     "uvicorn": ("calm_graph/serve/",),
     "onnxruntime": ("calm_graph/augmenters/onnx_",),
     "httpx2": ("registry/remote.py", "calm_graph/serve/"),
+    "peft": ("calm_graph/evaluate/baselines/lora.py",),
     "pickle": (),
 }
 WITHOUT_TORCH = ("registry", "calm_graph.declare", "calm_graph.plan", "calm_graph.errors")
