@@ -19,6 +19,7 @@ GROUPS = (
     "calm_graph.cli.generate",
     "calm_graph.cli.chat",
     "calm_graph.cli.export",
+    "calm_graph.cli.randomise",
     "calm_graph.cli.serve",
     "calm_graph.cli.bench_serve",
     "calm_graph.cli.serve_augmenter",
