@@ -147,7 +147,7 @@ class PlainSystem:
                 )
         return score_all(
             samples,
-            self._logits,
+            self.logits,
             vocab_size=self.vocab_size,
             pad_token_id=self.pad_token_id,
             done=done,
@@ -170,7 +170,8 @@ class PlainSystem:
         """What fills rows; never seen."""
         return int(self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
 
-    def _logits(self, batch: Batch) -> torch.Tensor:
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Run a batch: logits float [1, K, V] of the K positions that predict a label, row by row."""
         device = self.model.device
         labels = batch["labels"].to(device)
         # The head sees only what is scored: logits of whole prompts would be gigabytes for a large vocabulary.

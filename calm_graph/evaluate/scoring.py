@@ -108,7 +108,7 @@ def score_all(
         The scores, in the order of the samples.
     """
     scores: list[Score | None] = [None] * len(samples)
-    for indices in _batches(samples, vocab_size=vocab_size, batch_size=batch_size):
+    for indices in batches(samples, vocab_size=vocab_size, batch_size=batch_size):
         batch = collate([samples[index] for index in indices], pad_token_id=pad_token_id)
         with torch.inference_mode():
             logits_KV = logits_of(batch)
@@ -130,7 +130,17 @@ def draw_seed(seed: int, prompt: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{prompt}".encode()).digest()[:7])
 
 
-def _batches(samples: Sequence[Sample], *, vocab_size: int, batch_size: int) -> Iterator[list[int]]:
+def batches(samples: Sequence[Sample], *, vocab_size: int, batch_size: int) -> Iterator[list[int]]:
+    """Share out samples into batches of similar lengths that fit in memory, the longest first.
+
+    Args:
+        samples: Of any lengths.
+        vocab_size: Logits of each position that predicts a label.
+        batch_size: The most rows of a batch.
+
+    Yields:
+        Places of samples.
+    """
     order = sorted(range(len(samples)), key=lambda index: len(samples[index].input_ids), reverse=True)
     batch: list[int] = []
     width = num_logits = 0

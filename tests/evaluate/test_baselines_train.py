@@ -211,7 +211,7 @@ def test_what_a_baseline_says_of_itself(zoo: Zoo, reference: Reference, tmp_path
 
 
 def test_names_that_are_not_trained_are_refused(zoo: Zoo, tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="got 'loar', but lora, full_finetune are trained"):
+    with pytest.raises(EvaluationError, match=r"got 'loar', but lora, full_finetune, composed_.* can be trained"):
         train(zoo, tmp_path, "loar")
     with pytest.raises(CheckpointError, match=r"there is no baseline\.json"):
         Description.read(tmp_path)

@@ -31,7 +31,7 @@ LEARNING_RATES: Mapping[str, float] = {
 
 
 def train_baselines(
-    composition: str | Path | Composition,
+    composition: str | Path | Composition | Reference,
     names: Sequence[str],
     *,
     data: Rows,
@@ -50,7 +50,8 @@ def train_baselines(
     workers does not apply: a baseline trains in this process, and its steps are those of any number of workers.
 
     Args:
-        composition: What they are compared with: the folder of its run, its file, or the declaration.
+        composition: What they are compared with: the folder of its run, its file, the declaration, or what was
+            read of it.
         names: `lora` (as many trained parameters as the composition has), `full_finetune`, and ablations of the
             composition: `composed_prompt` and the like (`ablations.NAMES`).
         data: The rows that the composition is trained on.
@@ -81,7 +82,10 @@ def train_baselines(
         )
     if unknown := sorted(set(learning_rates or {}) - set(names)):
         raise EvaluationError(f"learning_rates: got {unknown[0]!r}, but trained are {', '.join(names)}")
-    reference = Reference.of(composition, registry=registry)
+    if isinstance(composition, Reference):
+        reference = composition
+    else:
+        reference = Reference.of(composition, registry=registry)
     settings = (settings or reference.settings or TrainSettings()).updated(
         num_workers=0, use_gpu=False, sharding="none", placement={}, selector=None
     )
