@@ -20,7 +20,7 @@ pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); border-ra
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
 td small { opacity: .65; } td.best b { color: var(--best); }
-svg { width: 100%; height: auto; max-width: 60rem; }
+svg { width: 100%; height: auto; max-height: 24rem; }
 @media (prefers-color-scheme: dark) { :root { --best: #7db2f0; } }
 """
 _NOTE = (
