@@ -8,6 +8,7 @@ import io
 import os
 import resource
 import sys
+import traceback
 from typing import Any
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -56,6 +57,9 @@ def main() -> None:
     except SystemExit as error:  # also with code 0: it did not come to its end
         os.write(2, f"SystemExit: {error.code}\n".encode())
         os._exit(1)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # not by the usual way, which would wait for its threads
     os.write(fd, f"{word}\n".encode())
     sys.stdout.flush()
     os._exit(0)

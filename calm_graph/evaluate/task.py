@@ -56,6 +56,7 @@ class Task(Declared):
         dev: Files of rows to choose on.
         prompt: Template over a row's fields.
         reference: Template of the right completion, with the white space before it.
+        train_reference: Template of the completion of rows to train and to choose on; None: the reference.
         target: Template of what an answer is compared with; None: the reference.
         answer: What of an answer counts for `accuracy`: its `text` (case, white space and a full stop at the end do
             not count), the text `packed` (without any white space) or the last `number` in it.
@@ -82,6 +83,7 @@ class Task(Declared):
     dev: tuple[str, ...] = ()
     prompt: str
     reference: str
+    train_reference: str | None = None
     target: str | None = None
     answer: Literal["text", "packed", "number"] = "text"
     program: str | None = None
@@ -97,7 +99,7 @@ class Task(Declared):
     temperature: float = Field(default=0.0, ge=0)
     limit: int | None = Field(default=None, ge=1)
 
-    @field_validator("prompt", "reference", "target", "program", "shot_prompt", "shot_reference")
+    @field_validator("prompt", "reference", "train_reference", "target", "program", "shot_prompt", "shot_reference")
     @classmethod
     def _templates_can_be_filled(cls, value: str | None) -> str | None:
         if value is not None:
@@ -210,10 +212,11 @@ class Task(Declared):
         files = {"test": (self.data,), "dev": self.dev, "train": self.train}[split]
         if not files:
             raise EvaluationError(f"task {self.label}: {split}: the task names no files of these rows")
+        template = self.reference if split == "test" or self.train_reference is None else self.train_reference
         return [
             {
                 "prompt": self._fill("prompt", self.prompt, row, place),
-                "completion": self._fill("reference", self.reference, row, place),
+                "completion": self._fill("reference", template, row, place),
             }
             for file in files
             for place, row in self._read(file, folder)

@@ -38,7 +38,7 @@ def fill(template: str, fields: Fields) -> str:
         ValueError: The row does not have a field that the template names.
     """
     try:
-        return _Text().vformat(template, (), fields)
+        return _Text().vformat(template, (), fields).replace("\r\n", "\n")  # some rows were written on Windows
     except (KeyError, IndexError, TypeError) as error:
         known = ", ".join(map(str, fields))
         raise ValueError(f"the template names {error}, but the row's fields are {known}") from None

@@ -11,7 +11,12 @@ from calm_graph.errors import EvaluationError
 from calm_graph.evaluate.task import Task
 
 SUITES = {
+    "kv": "substitution, arithmetic and key-value arithmetic (paper, Table 1)",
     "translation": "from low-resource and other languages into English (paper, Table 2)",
+    "maths": "word problems in high- and low-resource languages (paper, Table 3)",
+    "code": "programs from descriptions, and descriptions of programs (paper, Table 4)",
+    "forgetting": "what the anchor could before: English text, and answers to instructions",
+    "multi": "translation and code by one composition",
 }
 """Name -> what it measures; the module of that name has `tasks()`."""
 
