@@ -93,7 +93,7 @@ def load_tokenizer(card: ModelCard) -> PreTrainedTokenizerBase:
     # even where the folder says that tokenizer.json is all there is.
     is_generic = path.is_dir() and _tokenizer_class(path) in ("TokenizersBackend", "PreTrainedTokenizerFast")
     factory: Any = PreTrainedTokenizerFast if is_generic else AutoTokenizer
-    with _quiet():
+    with quiet():
         try:
             tokenizer: PreTrainedTokenizerBase = factory.from_pretrained(
                 **_where(path), trust_remote_code=card.trust_remote_code
@@ -212,7 +212,7 @@ def check_facts(card: ModelCard, config: Mapping[str, Any]) -> None:
 def _load_config(card: ModelCard, path: Path) -> PreTrainedConfig:
     from transformers import AutoConfig
 
-    with _quiet():
+    with quiet():
         try:
             config: PreTrainedConfig = AutoConfig.from_pretrained(
                 **_where(path), trust_remote_code=card.trust_remote_code
@@ -249,7 +249,7 @@ def _load(
         if not path.is_dir():
             raise WeightsError(f"card {card.name!r}: {path} is read whole, not by shards; save it as safetensors")
         arguments["distributed_config"] = _shards_of_blocks(factory, config, num_shards)
-    with _quiet():
+    with quiet():
         try:
             model, report = factory.from_pretrained(
                 **_where(path),
@@ -346,8 +346,12 @@ def _download(card: ModelCard) -> Path:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers while it loads: blocks that are cut off are not news to the user."""
+def quiet() -> Iterator[None]:
+    """Silence transformers while it loads or saves: blocks that are cut off are not news to the user.
+
+    Yields:
+        Nothing.
+    """
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

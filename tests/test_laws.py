@@ -43,7 +43,10 @@ DOORS = {
     "fastapi": ("calm_graph/serve/",),
     "uvicorn": ("calm_graph/serve/",),
     "onnxruntime": ("calm_graph/augmenters/onnx_",),
+    "sacrebleu": ("calm_graph/evaluate/metrics.py",),
+    "lm_eval": ("calm_graph/evaluate/lm_eval_model.py",),
     "httpx2": ("registry/remote.py", "calm_graph/serve/"),
+    "peft": ("calm_graph/evaluate/baselines/lora.py",),
     "pickle": (),
 }
 WITHOUT_TORCH = ("registry", "calm_graph.declare", "calm_graph.plan", "calm_graph.errors")

@@ -50,7 +50,7 @@ def load_composition(path: str | Path) -> Composition:
             [_problem(f"got a {path.suffix or 'nameless'} file, but .py, .json, .yaml or a checkpoint is needed")],
             where=str(path),
         )
-    data = _from_json(path) if path.suffix == ".json" else _from_yaml(path)
+    data = read_fields(path)
     if isinstance(data, dict) and isinstance(data.get("composition"), dict):
         data = data["composition"]
     return Composition.parse(data, where=str(path))
@@ -71,7 +71,7 @@ def stored_cards(path: str | Path) -> tuple[ModelCard, ...]:
     file = path / CHECKPOINT_FILE if path.is_dir() else path
     if file.name != CHECKPOINT_FILE or not file.is_file():
         return ()
-    data = _from_json(file)
+    data = read_fields(file)
     models = data.get("models") if isinstance(data, dict) else None
     try:
         return tuple(without_access(ModelCard.model_validate(card)) for card in (models or {}).values())
@@ -79,23 +79,57 @@ def stored_cards(path: str | Path) -> tuple[ModelCard, ...]:
         raise DeclarationError(problems_of(error, root="models"), where=str(file)) from error
 
 
-def _from_python(path: Path) -> Composition:
+def run_file(path: Path, *, root: str = "composition") -> dict[str, Any]:
+    """Run a Python file that declares something.
+
+    Args:
+        path: The file.
+        root: What it declares, for errors.
+
+    Returns:
+        Its module-level names and their values.
+
+    Raises:
+        DeclarationError: It raised an error.
+    """
     # The file's own folder is importable while it runs, as `python file.py` would have it.
     sys.path.insert(0, str(path.parent.resolve()))
     try:
-        names = runpy.run_path(str(path), run_name="calm_graph_composition")
+        return runpy.run_path(str(path), run_name=f"calm_graph_{root}")
     except ValidationError as error:
-        root = error.title[:1].lower() + error.title[1:]
-        problems = problems_of(error, root=f"line {_line(error, path)}, {root}")
+        declared = error.title[:1].lower() + error.title[1:]
+        problems = problems_of(error, root=f"line {_line(error, path)}, {declared}")
         raise DeclarationError(problems, where=str(path)) from error
     except SyntaxError as error:
-        raise DeclarationError([_problem(f"line {error.lineno}: {error.msg}")], where=str(path)) from error
+        raise DeclarationError([Problem(root, f"line {error.lineno}: {error.msg}")], where=str(path)) from error
     except Exception as error:  # whatever the user's file raises is told as the file's fault
-        raise DeclarationError(
-            [_problem(f"line {_line(error, path)} raised {type(error).__name__}: {error}")], where=str(path)
-        ) from error
+        message = f"line {_line(error, path)} raised {type(error).__name__}: {error}"
+        raise DeclarationError([Problem(root, message)], where=str(path)) from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
+
+
+def read_fields(path: Path, *, root: str = "composition") -> Any:
+    """Read a JSON or YAML file.
+
+    Args:
+        path: The file; `.json` is JSON, anything else YAML.
+        root: What it declares, for errors.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        DeclarationError: It cannot be read as what it should be.
+    """
+    try:
+        return _from_json(path) if path.suffix == ".json" else _from_yaml(path)
+    except _UnreadableError as error:
+        raise DeclarationError([Problem(root, str(error))], where=str(path)) from error
+
+
+def _from_python(path: Path) -> Composition:
+    names = run_file(path)
     chosen = names.get("composition")
     if isinstance(chosen, Composition):
         return chosen
@@ -125,24 +159,26 @@ def _line(error: Exception, path: Path) -> int | str:
     return lines[-1] if lines and lines[-1] is not None else "?"
 
 
+class _UnreadableError(Exception):
+    """A file is not what its ending says."""
+
+
 def _from_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise DeclarationError([_problem(f"not readable as JSON: {error}")], where=str(path)) from error
+        raise _UnreadableError(f"not readable as JSON: {error}") from error
 
 
 def _from_yaml(path: Path) -> Any:
     try:
         import yaml  # type: ignore[import-untyped]
     except ImportError as error:
-        raise DeclarationError(
-            [_problem("reading YAML needs PyYAML: pip install pyyaml; or write JSON")], where=str(path)
-        ) from error
+        raise _UnreadableError("reading YAML needs PyYAML: pip install pyyaml; or write JSON") from error
     try:
         return yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DeclarationError([_problem(f"not readable as YAML: {error}")], where=str(path)) from error
+        raise _UnreadableError(f"not readable as YAML: {error}") from error
 
 
 def _problem(message: str) -> Problem:

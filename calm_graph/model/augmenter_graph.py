@@ -75,7 +75,7 @@ class AugmenterGraph(nn.Module):
         Raises:
             InputError: The augmenters were not loaded, and there is nothing stored.
         """
-        if stored is None and not self.backends:
+        if stored is None and self.runs and not self.backends:
             raise InputError(
                 "stored_states: none were given, but this model was built without its augmenters' weights; "
                 "give them, or build the model with load_augmenters=True"

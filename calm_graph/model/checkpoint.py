@@ -48,7 +48,7 @@ def save_composition(model: ComposedModel, folder: Path) -> None:
     description = describe(model)
     tensors = trained_tensors(model)
     sizes = {key: sum(each.numel() for each in module.parameters()) for key, module in model.attachments.items()}
-    with _staged(folder) as stage:
+    with staged(folder) as stage:
         model.config.save_pretrained(stage)
         model.generation_config.save_pretrained(stage)
         model.tokenizer.save_pretrained(stage)
@@ -183,8 +183,18 @@ def copy_exactly(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Te
 
 
 @contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into, whose files then appear in `folder`: none if anything goes wrong before."""
+def staged(folder: Path) -> Iterator[Path]:
+    """Give a folder to write into, whose files then appear in `folder`: none if anything goes wrong before.
+
+    Args:
+        folder: Where the files should be; what else is in it is left alone.
+
+    Yields:
+        An empty folder on the same disk.
+
+    Raises:
+        CheckpointError: Something went wrong inside the `with`, or the folder cannot be written.
+    """
     folder = folder.absolute()
     stage: Path | None = None
     try:

@@ -1,4 +1,4 @@
-"""What a person sees while states are computed: a bar on a terminal, plain lines elsewhere, on stderr."""
+"""What a person sees while samples are worked through: a bar on a terminal, plain lines elsewhere, on stderr."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ def say(show: Show, message: str) -> None:
 
 
 @contextmanager
-def progress(show: Show, *, done: int, total: int) -> Iterator[Advance]:
+def progress(show: Show, *, done: int, total: int, label: str = "precompute") -> Iterator[Advance]:
     """Show how many samples are done.
 
     Args:
         show: `auto` is a bar on a terminal and lines elsewhere.
         done: Samples that an earlier run has written.
         total: All samples.
+        label: What is done with them.
 
     Yields:
-        To be called with the number of samples that were just written.
+        To be called with the number of samples that were just done.
     """
     if show == "auto" and sys.stderr.isatty():
-        columns = (TextColumn("precompute"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn(label, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("precompute", total=total, completed=done)
+            task = bar.add_task(label, total=total, completed=done)
             yield lambda samples: bar.advance(task, samples)
         return
     said_s = time.monotonic()
@@ -48,6 +49,6 @@ def progress(show: Show, *, done: int, total: int) -> Iterator[Advance]:
         done += samples
         if done == total or time.monotonic() - said_s > _LINE_EVERY_S:
             said_s = time.monotonic()
-            say(show, f"precompute {done:,}/{total:,} samples")
+            say(show, f"{label} {done:,}/{total:,} samples")
 
     yield advance

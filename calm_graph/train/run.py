@@ -106,7 +106,7 @@ def fit(
         registry = Registry([*model.checkpoints])
     store = None if states is None else open_states(states, composition_or_model, registry=registry)
     tokenizer = model.tokenizer if model else load_tokenizer(plan.anchor.card)
-    limit = _max_length(plan, settings)
+    limit = longest_sample(plan, settings)
 
     def load(rows: Rows) -> Dataset:
         long_rows = settings.long_rows
@@ -161,7 +161,16 @@ def _how_to_resume(result: TrainResult, job: Job) -> str:
     )
 
 
-def _max_length(plan: Plan, settings: TrainSettings) -> int | None:
+def longest_sample(plan: Plan, settings: TrainSettings) -> int | None:
+    """Return the most tokens that a sample may have; None where nothing limits it.
+
+    Args:
+        plan: Of the composition.
+        settings: Of the run.
+
+    Raises:
+        TrainingError: `max_length` is beyond the anchor's context.
+    """
     context: int | None = plan.anchor.card.context_length
     if settings.max_length is not None and context is not None and settings.max_length > context:
         raise TrainingError(f"settings.max_length: got {settings.max_length}, but the anchor's context is {context}")

@@ -1,0 +1,210 @@
+"""`calm-graph evaluate`: measure a composition beside its parts and its alternatives."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calm_graph.cli.common import Subparsers, add_command
+from calm_graph.errors import InputError
+
+if TYPE_CHECKING:
+    from calm_graph.evaluate.task import Task
+
+_FIELDS = ("prompt", "reference", "target", "answer", "metrics", "shots_from", "stop", "max_new_tokens", "language")
+"""Fields of a task of one's own that have an option."""
+
+
+def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add evaluate."""
+    parser = add_command(
+        commands,
+        "evaluate",
+        summary="measure a trained composition, its parts and its alternatives on a suite or on tasks of your own",
+        examples="""
+        calm-graph evaluate --list
+        calm-graph evaluate translation --checkpoint runs/indonesia --languages ban,min --limit 200 --out results
+        calm-graph evaluate qa.jsonl --prompt "{question}" --reference " {answer}" --metrics accuracy --checkpoint X
+        calm-graph evaluate my_tasks.py --checkpoint runs/qa --systems anchor,composed --show plain
+        """,
+    )
+    parser.add_argument(
+        "tasks", metavar="SUITE|FILE", nargs="?", help="a suite, a .py, .yaml or .json file of tasks, or a .jsonl"
+    )
+    parser.add_argument("--list", action="store_true", help="show suites, tasks, metrics and systems, and leave")
+    parser.add_argument("--checkpoint", metavar="CHECKPOINT", help="a folder that `train` wrote, or a hub id")
+    parser.add_argument("--systems", metavar="NAME,...", type=_names, help="default: anchor, augmenter, composed")
+    parser.add_argument("--data", metavar="DIR", type=Path, help="folder of the data; default: CALM_GRAPH_DATA")
+    parser.add_argument("--languages", metavar="NAME,...", type=_names, help="only tasks of these languages")
+    parser.add_argument("--only", metavar="TASK,...", type=_names, help="only tasks of these names")
+    parser.add_argument("--metrics", metavar="NAME,...", type=_names, help="only these of each task's metrics")
+    parser.add_argument("--limit", metavar="N", type=int, help="only so many rows of each task, always the same ones")
+    parser.add_argument("--shots", metavar="K", type=int, help="examples before each prompt, instead of the task's own")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="of all that is kept; default: runs/evaluate/SUITE")
+    parser.add_argument("--dtype", default="float32", help="of the frozen weights; default: float32")
+    parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="prompts at the same time; default: 16")
+    parser.add_argument("--seed", type=int, default=0, help="of examples, draws and intervals; default: 0")
+    parser.add_argument("--show", choices=("auto", "plain", "none"), default="auto", help="how progress is shown")
+    own = parser.add_argument_group("a task of your own (with a .jsonl)")
+    own.add_argument("--prompt", metavar="TEMPLATE", help="over the fields of a row, such as '{question}'")
+    own.add_argument("--reference", metavar="TEMPLATE", help="the right completion, white space included")
+    own.add_argument("--target", metavar="TEMPLATE", help="what an answer is compared with; default: the reference")
+    own.add_argument("--answer", choices=("text", "packed", "number"), help="what of an answer counts for accuracy")
+    own.add_argument("--shots-from", metavar="FILE", help="rows of the examples")
+    own.add_argument("--stop", metavar="TEXT", action="append", help="ends an answer; may be repeated")
+    own.add_argument("--max-new-tokens", metavar="N", type=int, help="the most of an answer")
+    own.add_argument("--language", metavar="NAME", help="what results call it")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate, and write what was found.
+
+    Args:
+        options: What `add_parser` asked for.
+
+    Returns:
+        The exit code: 0, 1 if something could not be evaluated, 130 if it was stopped.
+
+    Raises:
+        InputError: An option is missing.
+    """
+    if options.list:
+        print(_listing())
+        return 0
+    if options.tasks is None:
+        raise InputError("SUITE|FILE is missing; `calm-graph evaluate --list` shows what there is")
+    tasks = read_tasks(options)
+    if options.checkpoint is None:
+        raise InputError("--checkpoint is missing: what should be evaluated?")
+    from calm_graph.evaluate.report import write_report
+    from calm_graph.evaluate.results import Results, read_results
+    from calm_graph.evaluate.run import check_tasks, evaluate
+    from calm_graph.evaluate.select import Setup, select
+    from calm_graph.evaluate.tables import text
+    from calm_graph.interrupts import stop_on_signals
+
+    check_tasks(tasks, data=options.data, seed=options.seed)
+    out = options.out or Path("runs/evaluate") / Path(options.tasks).stem
+    file = out / "results.json"
+    before = read_results(file) if file.is_file() else Results()
+    setup = Setup(
+        checkpoint=options.checkpoint,
+        dtype=options.dtype,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        data=options.data,
+        tasks=tasks,
+        out=out,
+    )
+    with stop_on_signals() as stop:
+        found = evaluate(
+            tasks,
+            select(options.systems, setup),
+            predictions=out / "predictions",
+            data=options.data,
+            seed=options.seed,
+            show=options.show,
+            stop=stop,
+            on_results=lambda results: before.merged(results).write(file),
+        )
+    merged = before.merged(found.results)
+    if merged.rows:
+        write_report(merged, out, command=_command(options))
+        print(text(found.results))
+        print(f"\n{out}: report.html, report.md, results.json")
+    for problem in found.problems:
+        print(problem, file=sys.stderr)
+    if found.stopped:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
+    return 1 if found.problems else 0
+
+
+def read_tasks(options: argparse.Namespace) -> list[Task]:
+    """Return the tasks of the command line.
+
+    Args:
+        options: What `add_parser` asked for.
+
+    Returns:
+        Those that are asked for, with their limits.
+
+    Raises:
+        InputError: No task is left, or an option does not belong to what is evaluated.
+    """
+    from calm_graph.evaluate.files import load_tasks
+
+    is_own = options.tasks.endswith(".jsonl")
+    given = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
+    if not is_own and (odd := [name for name in given if name != "metrics"]):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in odd)
+        raise InputError(f"{flags}: only for a .jsonl; {options.tasks} says itself what is asked")
+    if is_own and options.shots is not None:
+        given["num_shots"] = options.shots
+    found = load_tasks(options.tasks, fields=given if is_own else None)
+    tasks = [
+        task
+        for task in found
+        if (options.languages is None or task.language in options.languages)
+        and (options.only is None or task.name in options.only)
+    ]
+    _check(options.languages, [task.language for task in found], "--languages")
+    _check(options.only, [task.name for task in found], "--only")
+    if not tasks:
+        raise InputError("--languages, --only: there is no task of both; see calm-graph evaluate --list")
+    return [_changed(task, options) for task in tasks]
+
+
+def _changed(task: Task, options: argparse.Namespace) -> Task:
+    changes: dict[str, Any] = {}
+    if options.limit is not None:
+        changes["limit"] = options.limit
+    if options.shots is not None and (task.shots_from is not None or options.shots == 0):
+        changes["num_shots"] = options.shots
+    if options.metrics is not None:
+        metrics = tuple(name for name in task.metrics if name in options.metrics)
+        if not metrics:
+            raise InputError(f"--metrics: task {task.label} has {', '.join(task.metrics)}")
+        changes["metrics"] = metrics
+    # Checked again: a limit of 0 is no limit.
+    return type(task).parse({**task.model_dump(), **changes}, where="command line")
+
+
+def _check(wanted: Sequence[str] | None, there: Sequence[str], option: str) -> None:
+    known = list(dict.fromkeys(there))
+    if odd := [name for name in wanted or () if name not in known]:
+        raise InputError(f"{option}: got {odd[0]!r}, but there is {', '.join(filter(None, known)) or 'none'}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _command(options: argparse.Namespace) -> str:
+    import shlex
+
+    return shlex.join(["calm-graph", *sys.argv[1:]]) if sys.argv[1:2] == ["evaluate"] else f"evaluate {options.tasks}"
+
+
+def _listing() -> str:
+    from calm_graph.evaluate.metrics import METRICS
+    from calm_graph.evaluate.select import SYSTEMS
+    from calm_graph.evaluate.suites import SUITES, suite_tasks
+
+    lines = ["suites"]
+    for name, summary in SUITES.items():
+        lines.append(f"  {name}: {summary}")
+        names: dict[str, list[str]] = {}
+        for task in suite_tasks(name):
+            names.setdefault(task.name, []).append(task.language)
+        for task_name, languages in names.items():
+            lines.append(f"    {task_name}  {' '.join(filter(None, languages))}".rstrip())
+    lines.append("\nmetrics")
+    lines += [f"  {name}: {metric.summary}" for name, metric in METRICS.items()]
+    lines.append("\nsystems")
+    lines += [f"  {name}: {kind.summary}{' (default)' if kind.default else ''}" for name, kind in SYSTEMS.items()]
+    return "\n".join(lines)

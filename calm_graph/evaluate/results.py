@@ -1,0 +1,181 @@
+"""Measured values with their intervals: the rows of a report, as they are kept in files and joined."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from calm_graph.errors import EvaluationError
+
+AVERAGE = "average"
+"""The `language` of a row that is the mean over the languages of its task."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One measured value.
+
+    Args:
+        suite: Of the task.
+        task: Its name.
+        language: Of its rows; `average` is the mean over languages.
+        system: What was measured.
+        seed: Of the run.
+        metric: What of it.
+        value: The value.
+        low: Lower end of the 95% interval.
+        high: Upper end.
+        count: Rows that were measured.
+        train_rows: Rows that the system was trained on, where the number of them is what is studied.
+    """
+
+    suite: str
+    task: str
+    language: str
+    system: str
+    seed: int
+    metric: str
+    value: float
+    low: float
+    high: float
+    count: int
+    train_rows: int | None = None
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from all others."""
+        return self.suite, self.task, self.language, self.system, self.seed, self.metric, self.train_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """How much more one system has than another, on the same rows (paired bootstrap).
+
+    Args:
+        suite: Of the task.
+        task: Its name.
+        language: Of its rows.
+        system: The one.
+        against: The other.
+        seed: Of the run.
+        metric: What was measured.
+        value: The one's less the other's.
+        low: Lower end of the 95% interval.
+        high: Upper end.
+        probability: Of a difference as far from 0 if there were none.
+    """
+
+    suite: str
+    task: str
+    language: str
+    system: str
+    against: str
+    seed: int
+    metric: str
+    value: float
+    low: float
+    high: float
+    probability: float
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from all others."""
+        return self.suite, self.task, self.language, self.system, self.against, self.seed, self.metric
+
+
+@dataclass(slots=True)
+class Results:
+    """All that was measured.
+
+    Args:
+        rows: The values.
+        differences: Between systems.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    differences: list[Compared] = field(default_factory=list)
+
+    def merged(self, later: Results) -> Results:
+        """Return both; what both have is taken from `later`."""
+        rows = {row.key: row for row in [*self.rows, *later.rows]}
+        differences = {found.key: found for found in [*self.differences, *later.differences]}
+        return Results(list(rows.values()), list(differences.values()))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is written: `{"rows": [...], "differences": [...]}`."""
+        return {
+            "rows": [_rounded(row) for row in self.rows],
+            "differences": [_rounded(found) for found in self.differences],
+        }
+
+    def write(self, path: Path) -> None:
+        """Write a JSON file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f".{path.name}.tmp")
+        found = self.as_dict()
+        lines = [
+            f'"{name}": [\n' + ",\n".join(json.dumps(row, ensure_ascii=False) for row in found[name]) + "\n]"
+            for name in found
+        ]
+        scratch.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
+        os.replace(scratch, path)
+
+
+def read_results(path: Path) -> Results:
+    """Read a JSON file of results.
+
+    Args:
+        path: The file; `differences` may be missing.
+
+    Returns:
+        What is in it.
+
+    Raises:
+        EvaluationError: It is no such file.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        rows = [Row(**_known(Row, row)) for row in found["rows"]]
+        differences = [Compared(**_known(Compared, row)) for row in found.get("differences", [])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EvaluationError(
+            f'{path}: no file of results ({type(error).__name__}: {error}); it should hold {{"rows": [...]}}'
+        ) from error
+    return Results(rows, differences)
+
+
+def merge_files(paths: Sequence[Path]) -> Results:
+    """Join files of results; later files win.
+
+    Args:
+        paths: The files.
+
+    Returns:
+        All of them together.
+    """
+    merged = Results()
+    for path in paths:
+        merged = merged.merged(read_results(path))
+    return merged
+
+
+def distinct(values: Iterable[str]) -> list[str]:
+    """Return the values in the order in which they first come."""
+    return list(dict.fromkeys(values))
+
+
+def _known(kind: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    names = {each.name for each in fields(kind)}
+    return {name: value for name, value in row.items() if name in names}
+
+
+def _rounded(row: Row | Compared) -> dict[str, Any]:
+    return {
+        name: round(value, 6) if isinstance(value, float) else value
+        for name, value in asdict(row).items()
+        if value is not None
+    }

@@ -1,0 +1,328 @@
+"""Evaluate tasks by systems: what was answered before is not asked again, and a run that was stopped goes on."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calm_graph.errors import EvaluationError
+from calm_graph.evaluate.bootstrap import difference, draws, interval
+from calm_graph.evaluate.metrics import Metric, Outcome, metric
+from calm_graph.evaluate.predictions import Predictions
+from calm_graph.evaluate.results import AVERAGE, Compared, Results, Row, distinct
+from calm_graph.evaluate.sandbox import passes
+from calm_graph.evaluate.systems import System
+from calm_graph.evaluate.task import Item, Task
+from calm_graph.evaluate.template import fill
+from calm_graph.interrupts import StopRequest
+from calm_graph.states.progress import Show, progress, say
+
+Floats = NDArray[np.float64]
+
+_ANSWERS_AT_ONCE, _SCORES_AT_ONCE = 64, 256
+"""Rows between two writes: what a stopped run loses at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A system that is made when its turn comes, so that not all models are in memory at once.
+
+    Args:
+        name: What results call it.
+        make: Loads it.
+    """
+
+    name: str
+    make: Callable[[], System]
+
+
+@dataclass(slots=True)
+class Evaluated:
+    """What came of a run.
+
+    Args:
+        results: Of every task and system that was finished.
+        problems: Systems and tasks that could not be evaluated, and why.
+        stopped: Whether the run was asked to stop before its end.
+    """
+
+    results: Results
+    problems: list[str] = field(default_factory=list)
+    stopped: bool = False
+
+
+class _StoppedError(Exception):
+    """Somebody asked the run to stop."""
+
+
+@dataclass(slots=True)
+class _Measured:
+    """The sums of one metric for one task and system, and the metric of draws of the rows."""
+
+    metric: Metric
+    sums: Floats
+    drawn: Floats
+
+    @property
+    def value(self) -> float:
+        return float(self.metric.value(self.sums.sum(axis=0)))
+
+
+_Key = tuple[tuple[str, str, str], str, str]
+"""Task, system and metric."""
+
+
+def evaluate(
+    tasks: Sequence[Task],
+    candidates: Sequence[Candidate],
+    *,
+    predictions: Path,
+    data: Path | None = None,
+    seed: int = 0,
+    show: Show = "auto",
+    stop: StopRequest | None = None,
+    on_results: Callable[[Results], None] | None = None,
+) -> Evaluated:
+    """Evaluate every task by every system.
+
+    Args:
+        tasks: What is asked.
+        candidates: Who is asked, one after the other.
+        predictions: Folder of what was answered; an answer that is there already is used.
+        data: Folder of the tasks' files; None: the one that CALM_GRAPH_DATA names.
+        seed: Of examples, draws and intervals.
+        show: How progress is shown.
+        stop: Looked at after every answer.
+        on_results: Hears of all results so far after each system.
+
+    Returns:
+        Values with their intervals, averages over languages, and differences from the composition.
+
+    Raises:
+        EvaluationError: A task's data cannot be used; nothing was asked yet.
+    """
+    stop = stop or StopRequest()
+    check_tasks(tasks, data=data, seed=seed)
+    found: dict[_Key, _Measured] = {}
+    done = Evaluated(Results())
+    for candidate in candidates:
+        if stop.requested:
+            break
+        try:
+            system = candidate.make()
+        except EvaluationError as error:
+            done.problems.append(f"{candidate.name}: {error}")
+            say(show, done.problems[-1])
+            continue
+        for task in tasks:
+            try:
+                outcomes = _outcomes(task, system, data=data, predictions=predictions, seed=seed, show=show, stop=stop)
+            except _StoppedError:
+                break
+            except EvaluationError as error:
+                done.problems.append(f"{system.name}, {task.label}: {error}")
+                say(show, done.problems[-1])
+                continue
+            for name in task.metrics:
+                measured = metric(name)
+                sums = measured.sums(outcomes)
+                found[task.key, system.name, name] = _Measured(measured, sums, draws(sums, measured.value, seed=seed))
+        del system
+        gc.collect()  # a model may be part of a circle, and the next one needs its room
+        done.results = _results(found, seed=seed)
+        if on_results is not None:
+            on_results(done.results)
+    done.stopped = stop.requested
+    return done
+
+
+def check_tasks(tasks: Sequence[Task], *, data: Path | None = None, seed: int = 0) -> None:
+    """Read all rows once, so that what is wrong with them is said before any model is loaded.
+
+    Args:
+        tasks: What will be asked.
+        data: Folder of their files; None: the one that CALM_GRAPH_DATA names.
+        seed: Of examples.
+
+    Raises:
+        EvaluationError: A file or a row cannot be used, or two tasks have the same name.
+    """
+    keys = [task.key for task in tasks]
+    if twice := [task.label for index, task in enumerate(tasks) if task.key in keys[:index]]:
+        raise EvaluationError(f"tasks: {twice[0]} comes twice; give each its own suite, name or language")
+    for task in tasks:
+        task.items(folder=data, few_shot=True, seed=seed)
+
+
+def _outcomes(
+    task: Task, system: System, *, data: Path | None, predictions: Path, seed: int, show: Show, stop: StopRequest
+) -> list[Outcome]:
+    items = task.items(folder=data, few_shot=system.few_shot, seed=seed)
+    needs = {metric(name).needs for name in task.metrics}
+    names = (*task.key, system.name)
+    answers: list[list[str]] = [[]] * len(items)
+    nats = [float("nan")] * len(items)
+    if needs & {"answers", "programs"}:
+        decoding = task.decoding(seed=seed)
+        kept = Predictions(predictions, names=names, identity=system.identity, kind="answers", decoding=decoding)
+
+        def ask(asked: Sequence[tuple[str, ...]], heard: Callable[[int], None]) -> Sequence[Any]:
+            return system.generate([prompt for (prompt,) in asked], decoding, done=heard)
+
+        answers = _asked(kept, [(item.prompt,) for item in items], ask, at_once=_ANSWERS_AT_ONCE, show=show, stop=stop)
+    if "nats" in needs:
+        kept = Predictions(predictions, names=names, identity=system.identity, kind="nats")
+
+        def score(asked: Sequence[tuple[str, ...]], heard: Callable[[int], None]) -> Sequence[Any]:
+            return system.score([pair[0] for pair in asked], [pair[1] for pair in asked], done=heard)
+
+        pairs = [(item.prompt, item.reference) for item in items]
+        nats = _asked(kept, pairs, score, at_once=_SCORES_AT_ONCE, show=show, stop=stop)
+    passed: list[list[bool]] = [[]] * len(items)
+    if "programs" in needs:
+        passed = _passed(task, items, answers, label=f"{system.name} {task.label} programs", show=show, stop=stop)
+    return [
+        Outcome(
+            reference=item.reference,
+            target=item.target,
+            answers=answers[index],
+            nats=nats[index],
+            passed=passed[index],
+            answer_kind=task.answer,
+        )
+        for index, item in enumerate(items)
+    ]
+
+
+def _asked(
+    kept: Predictions,
+    asked: Sequence[tuple[str, ...]],
+    ask: Callable[[Sequence[tuple[str, ...]], Callable[[int], None]], Sequence[Any]],
+    *,
+    at_once: int,
+    show: Show,
+    stop: StopRequest,
+) -> list[Any]:
+    """Ask what is not known yet, in pieces of similar lengths, and keep each piece before the next is asked."""
+    new = sorted({each for each in asked if each not in kept}, key=lambda each: (-sum(map(len, each)), each))
+    if new:
+        label = kept.path.name.rsplit(".", 2)[0]
+        with progress(show, done=len(asked) - len(new), total=len(asked), label=label) as advance:
+
+            def heard(index: int) -> None:
+                advance(1)
+                if stop.requested:
+                    raise _StoppedError
+
+            for first in range(0, len(new), at_once):
+                piece = new[first : first + at_once]
+                kept.add(list(zip(piece, ask(piece, heard), strict=True)), shown=_rest)
+    return [kept[each] for each in asked]
+
+
+def _rest(asked: Sequence[str]) -> Mapping[str, str]:
+    return {"completion": asked[1]} if len(asked) > 1 else {}
+
+
+def _passed(
+    task: Task, items: Sequence[Item], answers: Sequence[Sequence[str]], *, label: str, show: Show, stop: StopRequest
+) -> list[list[bool]]:
+    assert task.program is not None
+    passed = []
+    with progress(show, done=0, total=len(items), label=label) as advance:
+        for item, texts in zip(items, answers, strict=True):
+            passed.append([passes(fill(task.program, {**item.row, "answer": text})) for text in texts])
+            advance(1)
+            if stop.requested:
+                raise _StoppedError
+    return passed
+
+
+def _results(found: Mapping[_Key, _Measured], *, seed: int) -> Results:
+    rows = []
+    for (key, system, name), measured in found.items():
+        spread = interval(measured.value, measured.drawn)
+        rows.append(_row(key, system, name, seed, spread.value, spread.low, spread.high, len(measured.sums)))
+    averages = _averages(found)
+    for (key, system, name), (value, drawn, count) in averages.items():
+        spread = interval(value, drawn)
+        rows.append(_row(key, system, name, seed, value, spread.low, spread.high, count))
+    values = {key: (measured.value, measured.drawn) for key, measured in found.items()}
+    values |= {key: (value, drawn) for key, (value, drawn, _) in averages.items()}
+    return Results(rows, _differences(values, seed=seed))
+
+
+def _averages(found: Mapping[_Key, _Measured]) -> dict[_Key, tuple[float, Floats, int]]:
+    """Means over the languages of a task, where a system has finished several of them.
+
+    Draws of equally many rows are of the same rows, as the test sets that are translations of each other need.
+    """
+    groups: dict[_Key, list[_Measured]] = {}
+    for ((suite, task, _), system, name), measured in found.items():
+        groups.setdefault(((suite, task, AVERAGE), system, name), []).append(measured)
+    most = {(key, name): 0 for key, _, name in groups}
+    for (key, _, name), members in groups.items():
+        most[key, name] = max(most[key, name], len(members))
+    return {
+        (key, system, name): (
+            float(np.mean([each.value for each in members])),
+            np.mean([each.drawn for each in members], axis=0),
+            sum(len(each.sums) for each in members),
+        )
+        for (key, system, name), members in groups.items()
+        if len(members) > 1 and len(members) == most[key, name]
+    }
+
+
+def _differences(values: Mapping[_Key, tuple[float, Floats]], *, seed: int) -> list[Compared]:
+    """What the composition has more than each other system, or the first system where there is no composition."""
+    systems = distinct(system for _, system, _ in values)
+    if not systems:
+        return []
+    one = "composed" if "composed" in systems else systems[0]
+    compared = []
+    for (key, against, name), (other, other_drawn) in values.items():
+        if against == one or (key, one, name) not in values:
+            continue
+        value, drawn = values[key, one, name]
+        found = difference(value, other, drawn, other_drawn)
+        compared.append(
+            Compared(
+                suite=key[0],
+                task=key[1],
+                language=key[2],
+                system=one,
+                against=against,
+                seed=seed,
+                metric=name,
+                value=found.value,
+                low=found.low,
+                high=found.high,
+                probability=found.probability,
+            )
+        )
+    return compared
+
+
+def _row(
+    key: tuple[str, str, str], system: str, name: str, seed: int, value: float, low: float, high: float, count: int
+) -> Row:
+    suite, task, language = key
+    return Row(
+        suite=suite,
+        task=task,
+        language=language,
+        system=system,
+        seed=seed,
+        metric=name,
+        value=value,
+        low=low,
+        high=high,
+        count=count,
+    )

@@ -1,0 +1,55 @@
+"""Word problems: MGSM in eleven languages (paper, Table 3) and GSM8K.
+
+Questions are in each language; labels, examples and reasoning are English, as GSM8K's training rows are (the setting
+that the MGSM paper calls EN-CoT with English exemplars).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from calm_graph.evaluate.task import Task
+
+LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
+LOW_RESOURCE = ("bn", "sw", "te", "th")
+"""As the paper divides them."""
+
+_SHARED: dict[str, Any] = {
+    "suite": "maths",
+    "train": ("math/gsm8k.train.jsonl",),
+    "prompt": "Question: {question}\nStep-by-Step Answer:",
+    "target": "{final}",
+    "answer": "number",
+    "num_shots": 8,
+    "shots_from": "math/mgsm-exemplars.jsonl",
+    "shots_lang": "en",
+    # The exemplars carry their labels themselves.
+    "shot_prompt": "{question}\n",
+    "shot_reference": "{answer}",
+    "stop": ("\n\n", "\nQuestion:"),
+    "max_new_tokens": 256,
+}
+
+
+def tasks() -> list[Task]:
+    """Return GSM8K and MGSM in each language; MGSM has no worked solutions, so nothing that could be scored."""
+    mgsm = [
+        Task(
+            **_SHARED,
+            name="mgsm",
+            language=language,
+            data=f"math/mgsm-{language}.test.jsonl",
+            reference=" {final}",
+            train_reference=" {answer}",
+            metrics=("accuracy",),
+        )
+        for language in LANGUAGES
+    ]
+    gsm8k = Task(
+        **_SHARED,
+        name="gsm8k",
+        data="math/gsm8k.test.jsonl",
+        reference=" {answer}",
+        metrics=("accuracy", "bits_per_byte"),
+    )
+    return [*mgsm, gsm8k]

@@ -1,0 +1,114 @@
+"""Results as tables: a block for each task and metric, a line for each language, a column for each system."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from calm_graph.evaluate.metrics import metric
+from calm_graph.evaluate.results import AVERAGE, Results, Row, distinct
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One value of a table.
+
+    Args:
+        text: The value.
+        spread: Its interval.
+        is_best: Whether no other of the line is better.
+    """
+
+    text: str
+    spread: str
+    is_best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """All values of one metric of one task.
+
+    Args:
+        suite: Of the task.
+        task: Its name.
+        metric: What was measured.
+        systems: Heads of the columns.
+        lines: Language (and seed, where there are several) -> a cell for each system; None where nothing was measured.
+    """
+
+    suite: str
+    task: str
+    metric: str
+    systems: tuple[str, ...]
+    lines: tuple[tuple[str, tuple[Cell | None, ...]], ...]
+
+    @property
+    def title(self) -> str:
+        """What it shows."""
+        better = "higher" if metric(self.metric).higher_is_better else "lower"
+        return f"{self.suite}, {self.task}: {self.metric} ({better} is better)"
+
+
+def tables(results: Results) -> list[Table]:
+    """Return the tables of results, in the order in which the values came."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in results.rows:
+        groups.setdefault((row.suite, row.task, row.metric), []).append(row)
+    return [_table(*key, rows) for key, rows in groups.items()]
+
+
+def text(results: Results) -> str:
+    """Return all tables for a terminal; the best value of each line has a star."""
+    return "\n\n".join("\n".join([table.title, *_lines(table)]) for table in tables(results))
+
+
+def shown(value: float) -> str:
+    """Return a value with as many digits as say something."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def line_name(row: Row, *, with_seed: bool) -> str:
+    """Return the head of a row's line."""
+    parts = [row.language or "all"]
+    if row.train_rows is not None:
+        parts.append(f"{row.train_rows} training rows")
+    if with_seed:
+        parts.append(f"seed {row.seed}")
+    return ", ".join(parts)
+
+
+def _table(suite: str, task: str, name: str, rows: Sequence[Row]) -> Table:
+    systems = distinct(row.system for row in rows)
+    with_seed = len({row.seed for row in rows}) > 1
+    lines: dict[str, dict[str, Row]] = {}
+    for row in sorted(rows, key=lambda row: row.language == AVERAGE):
+        lines.setdefault(line_name(row, with_seed=with_seed), {})[row.system] = row
+    return Table(
+        suite,
+        task,
+        name,
+        tuple(systems),
+        tuple((head, tuple(_cells(name, systems, found))) for head, found in lines.items()),
+    )
+
+
+def _cells(name: str, systems: Sequence[str], found: dict[str, Row]) -> Iterator[Cell | None]:
+    values = [row.value for row in found.values()]
+    best = max(values) if metric(name).higher_is_better else min(values)
+    for system in systems:
+        row = found.get(system)
+        if row is None:
+            yield None
+        else:
+            spread = f"{shown(row.low)}, {shown(row.high)}"
+            yield Cell(shown(row.value), spread, row.value == best and len(values) > 1)
+
+
+def _lines(table: Table) -> list[str]:
+    lines = [["", *table.systems], *([head, *map(_shown_cell, cells)] for head, cells in table.lines)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+
+
+def _shown_cell(cell: Cell | None) -> str:
+    return "-" if cell is None else f"{cell.text}{'*' if cell.is_best else ''} [{cell.spread}]"

@@ -1,0 +1,144 @@
+"""A run asks each thing once, goes on where it was stopped, and reports what it found."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from calm_graph.errors import EvaluationError
+from calm_graph.evaluate.report import write_report
+from calm_graph.evaluate.results import Results, Row, merge_files, read_results
+from calm_graph.evaluate.run import Candidate, Evaluated, evaluate
+from calm_graph.evaluate.systems import Decoding, Done
+from calm_graph.evaluate.task import Task
+from calm_graph.interrupts import StopRequest
+from tests.evaluate.conftest import write_rows
+
+
+class Calculator:
+    """Adds, and is wrong about every `every`-th sum; a real system, if a plain one."""
+
+    few_shot = False
+
+    def __init__(self, name: str, *, every: int = 0, identity: str | None = None) -> None:
+        self.name, self.every, self.identity = name, every, identity or name
+        self.asked: list[str] = []
+
+    def generate(self, prompts: Sequence[str], decoding: Decoding, *, done: Done) -> list[list[str]]:
+        answers = []
+        for index, prompt in enumerate(prompts):
+            self.asked.append(prompt)
+            one, other = map(int, prompt.rstrip("=").split("+"))
+            wrong = self.every and (one + other) % self.every == 0
+            answers.append([str(one + other + bool(wrong))])
+            done(index)
+        return answers
+
+    def score(self, prompts: Sequence[str], completions: Sequence[str], *, done: Done) -> list[float]:
+        raise EvaluationError(f"{self.name}: cannot score")
+
+
+def task(folder: Path, language: str, **changes: object) -> Task:
+    rows = [{"q": f"{n}+{n + 1}=", "a": str(2 * n + 1)} for n in range(200)]
+    data = write_rows(folder / f"{language}.jsonl", rows)
+    fields = {"suite": "s", "name": "sum", "language": language, "data": data, "prompt": "{q}", "reference": "{a}"}
+    return Task.parse({**fields, "metrics": ["accuracy"], **changes}, where="here")
+
+
+def run(
+    tasks: Sequence[Task], systems: Sequence[Calculator], folder: Path, stop: StopRequest | None = None
+) -> Evaluated:
+    def candidate(system: Calculator) -> Candidate:
+        return Candidate(system.name, lambda: system)
+
+    return evaluate(tasks, list(map(candidate, systems)), predictions=folder / "p", show="none", stop=stop)
+
+
+def test_values_averages_and_differences(tmp_path: Path) -> None:
+    tasks = [task(tmp_path, "a"), task(tmp_path, "b")]
+    found = run(tasks, [Calculator("anchor", every=5), Calculator("composed", every=25)], tmp_path)
+    values = {(row.language, row.system): row for row in found.results.rows}
+    assert values["a", "anchor"].value == 80 and values["a", "composed"].value == 96
+    assert values["average", "composed"].value == 96 and values["average", "composed"].count == 400
+    assert values["a", "anchor"].low < 80 < values["a", "anchor"].high
+    compared = {each.language: each for each in found.results.differences}
+    assert compared["a"].value == 16 and compared["a"].low > 0 and compared["a"].against == "anchor"
+    # The same rows in both languages: the average is as uncertain as each of them.
+    assert compared["average"].low == pytest.approx(compared["a"].low)
+
+
+def test_nothing_is_asked_twice_and_only_what_changed_again(tmp_path: Path) -> None:
+    first, again, other = Calculator("x"), Calculator("x"), Calculator("x", identity="another")
+    run([task(tmp_path, "a", limit=50)], [first], tmp_path)
+    run([task(tmp_path, "a")], [again], tmp_path)
+    assert len(first.asked) == 50 and len(again.asked) == 150 and not set(first.asked) & set(again.asked)
+    run([task(tmp_path, "a")], [other], tmp_path)
+    assert len(other.asked) == 200
+    longer = Calculator("x")
+    run([task(tmp_path, "a", max_new_tokens=7)], [longer], tmp_path)
+    assert len(longer.asked) == 200
+
+
+def test_a_stopped_run_goes_on_also_after_a_torn_line(tmp_path: Path) -> None:
+    stop = StopRequest()
+
+    class Stopping(Calculator):
+        def generate(self, prompts: Sequence[str], decoding: Decoding, *, done: Done) -> list[list[str]]:
+            stop.requested = len(self.asked) >= 100
+            return super().generate(prompts, decoding, done=done)
+
+    first, second = Stopping("x"), Calculator("x")
+    stopped = run([task(tmp_path, "a")], [first], tmp_path, stop=stop)
+    assert stopped.stopped and not stopped.results.rows
+    (file,) = (tmp_path / "p").iterdir()
+    kept = len(file.read_text().splitlines())
+    assert 64 <= kept < 200
+    with file.open("a") as open_file:
+        open_file.write('{"key": "torn')
+    found = run([task(tmp_path, "a")], [second], tmp_path)
+    assert len(second.asked) == 200 - kept
+    assert found.results.rows[0].value == 100 and not found.stopped
+    assert all(json.loads(line) for line in file.read_text().splitlines())
+
+
+def test_what_a_system_cannot_do_is_said_and_the_others_go_on(tmp_path: Path) -> None:
+    tasks = [task(tmp_path, "a", metrics=["bits_per_byte"]), task(tmp_path, "b")]
+    found = run(tasks, [Calculator("x"), Calculator("y")], tmp_path)
+    assert found.problems == ["x, s/sum/a: x: cannot score", "y, s/sum/a: y: cannot score"]
+    assert [(row.system, row.language) for row in found.results.rows] == [("x", "b"), ("y", "b")]
+
+
+def test_results_are_merged_and_written_as_a_report(tmp_path: Path) -> None:
+    tasks = [task(tmp_path, "a"), task(tmp_path, "b")]
+    found = run(tasks, [Calculator("anchor", every=5), Calculator("composed")], tmp_path).results
+    found.rows += [
+        Row(
+            suite="s", task="sum", language="c", system="composed", seed=0, metric="accuracy",
+            value=size / 10, low=1, high=99, count=9, train_rows=size,
+        )
+        for size in (100, 300)
+    ]  # fmt: skip
+    write_report(found, tmp_path / "out", command="calm-graph evaluate <s>")
+    read = read_results(tmp_path / "out/results.json").rows
+    assert [row.key for row in read] == [row.key for row in found.rows]
+    assert [row.low for row in read] == pytest.approx([row.low for row in found.rows], abs=1e-5)
+    merged = merge_files([tmp_path / "out/results.json", tmp_path / "out/results.json"])
+    assert len(merged.rows) == len(found.rows) and len(merged.differences) == len(found.differences)
+    changed = Results([Row(**{**{n: getattr(found.rows[0], n) for n in Row.__slots__}, "value": 1.0})])
+    assert merged.merged(changed).rows[0].value == 1.0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"report.md", "report.html", "results.json", "s.accuracy.png", "s.accuracy.data_size.png"}
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("<svg") == 2 and "prefers-color-scheme: dark" in page and "width=device-width" in page
+    assert "evaluate &lt;s&gt;" in page
+    assert not re.search(r'(src|href)="https?:', page.replace("xlink:", "x"))
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    text = (tmp_path / "out/report.md").read_text()
+    assert "| a | 80.0 [" in text and "**100.0**" in text and "composed - anchor" in text
+    with pytest.raises(EvaluationError, match="no file of results"):
+        read_results(tmp_path / "a.jsonl")
