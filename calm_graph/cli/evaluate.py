@@ -12,6 +12,8 @@ from calm_graph.cli.common import Subparsers, add_command
 from calm_graph.errors import InputError
 
 if TYPE_CHECKING:
+    from calm_graph.evaluate.run import Candidate
+    from calm_graph.evaluate.select import Setup
     from calm_graph.evaluate.task import Task
 
 _FIELDS = ("prompt", "reference", "target", "answer", "metrics", "shots_from", "stop", "max_new_tokens", "language")
@@ -29,6 +31,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         calm-graph evaluate translation --checkpoint runs/indonesia --languages ban,min --limit 200 --out results
         calm-graph evaluate qa.jsonl --prompt "{question}" --reference " {answer}" --metrics accuracy --checkpoint X
         calm-graph evaluate my_tasks.py --checkpoint runs/qa --systems anchor,composed --show plain
+        calm-graph evaluate translation --checkpoint runs/x --baselines lora,merge --train-data train.jsonl
         """,
     )
     parser.add_argument(
@@ -48,6 +51,17 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="prompts at the same time; default: 16")
     parser.add_argument("--seed", type=int, default=0, help="of examples, draws and intervals; default: 0")
     parser.add_argument("--show", choices=("auto", "plain", "none"), default="auto", help="how progress is shown")
+    others = parser.add_argument_group("baselines, beside the systems")
+    others.add_argument("--baselines", metavar="NAME,...", type=_names, default=(), help="`--list` shows them")
+    others.add_argument("--train-data", metavar="DATA", help="what the checkpoint was trained on, to train them on")
+    others.add_argument("--eval-data", metavar="DATA", help="its held-out rows, by which the best step is chosen")
+    others.add_argument(
+        "--learning-rates", metavar="NAME=RATE,...", type=_rates, default={}, help="of baselines that are trained"
+    )
+    others.add_argument(
+        "--replace", metavar="NAME=CARD,...", type=_pairs, default={}, help="for composed_vanilla: read CARD instead"
+    )
+    others.add_argument("--merge-base", metavar="CARD", help="what the augmenter was trained from, for merge")
     own = parser.add_argument_group("a task of your own (with a .jsonl)")
     own.add_argument("--prompt", metavar="TEMPLATE", help="over the fields of a row, such as '{question}'")
     own.add_argument("--reference", metavar="TEMPLATE", help="the right completion, white space included")
@@ -100,17 +114,22 @@ def run(options: argparse.Namespace) -> int:
         tasks=tasks,
         out=out,
     )
-    with stop_on_signals() as stop:
-        found = evaluate(
-            tasks,
-            select(options.systems, setup),
-            predictions=out / "predictions",
-            data=options.data,
-            seed=options.seed,
-            show=options.show,
-            stop=stop,
-            on_results=lambda results: before.merged(results).write(file),
-        )
+    candidates = [*select(options.systems, setup), *_baselines(options, setup)]
+    try:
+        with stop_on_signals() as stop:
+            found = evaluate(
+                tasks,
+                candidates,
+                predictions=out / "predictions",
+                data=options.data,
+                seed=options.seed,
+                show=options.show,
+                stop=stop,
+                on_results=lambda results: before.merged(results).write(file),
+            )
+    except KeyboardInterrupt as error:  # while a baseline was being trained
+        print(error, "the same command goes on where it was", sep="; ", file=sys.stderr)
+        return 130
     merged = before.merged(found.results)
     if merged.rows:
         write_report(merged, out, command=_command(options))
@@ -122,6 +141,22 @@ def run(options: argparse.Namespace) -> int:
         print("stopped; the same command goes on where it was", file=sys.stderr)
         return 130
     return 1 if found.problems else 0
+
+
+def _baselines(options: argparse.Namespace, setup: Setup) -> list[Candidate]:
+    if not options.baselines:
+        return []
+    from calm_graph.evaluate.baselines.select import BaselineOptions, select_baselines
+
+    chosen = BaselineOptions(
+        train_data=options.train_data,
+        eval_data=options.eval_data,
+        learning_rates=options.learning_rates,
+        replaced=options.replace,
+        merge_base=options.merge_base,
+        show=options.show,
+    )
+    return select_baselines(options.baselines, setup, chosen)
 
 
 def read_tasks(options: argparse.Namespace) -> list[Task]:
@@ -184,6 +219,20 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def _pairs(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in _names(text)]
+    if odd := [name for name, sign, value in pairs if not (name and sign and value)]:
+        raise argparse.ArgumentTypeError(f"got {odd[0]!r}, but NAME=VALUE is needed")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _rates(text: str) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in _pairs(text).items()}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _command(options: argparse.Namespace) -> str:
     import shlex
 
@@ -191,6 +240,7 @@ def _command(options: argparse.Namespace) -> str:
 
 
 def _listing() -> str:
+    from calm_graph.evaluate.baselines.names import BASELINES
     from calm_graph.evaluate.metrics import METRICS
     from calm_graph.evaluate.select import SYSTEMS
     from calm_graph.evaluate.suites import SUITES, suite_tasks
@@ -207,4 +257,6 @@ def _listing() -> str:
     lines += [f"  {name}: {metric.summary}" for name, metric in METRICS.items()]
     lines.append("\nsystems")
     lines += [f"  {name}: {kind.summary}{' (default)' if kind.default else ''}" for name, kind in SYSTEMS.items()]
+    lines.append("\nbaselines")
+    lines += [f"  {name}: {summary}" for name, summary in BASELINES.items()]
     return "\n".join(lines)

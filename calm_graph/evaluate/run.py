@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calm_graph.errors import EvaluationError
+from calm_graph.errors import CalmGraphError, EvaluationError
 from calm_graph.evaluate.bootstrap import difference, draws, interval
 from calm_graph.evaluate.metrics import Metric, Outcome, metric
 from calm_graph.evaluate.predictions import Predictions
@@ -116,7 +116,7 @@ def evaluate(
             break
         try:
             system = candidate.make()
-        except EvaluationError as error:
+        except CalmGraphError as error:  # whatever stops one system, the others are evaluated
             done.problems.append(f"{candidate.name}: {error}")
             say(show, done.problems[-1])
             continue

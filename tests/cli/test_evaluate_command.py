@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from calm_graph import TrainSettings, fit
 from calm_graph.cli import main
+from examples.arithmetic.compositions import garden
 from tests.evaluate.conftest import write_rows
 
 TRAINED = Path(__file__).parents[2] / "examples/arithmetic/trained"
@@ -70,3 +72,25 @@ def test_an_unknown_system_is_refused_before_anything_is_loaded(
     own = ["--prompt", "{q}", "--reference", "{a}", "--metrics", "accuracy", "--systems", "compose"]
     assert main(["evaluate", data, *own, "--checkpoint", "nowhere", "--out", str(tmp_path)]) == 1
     assert "systems: got 'compose', but there are anchor" in capsys.readouterr().err
+
+
+def test_baselines_are_trained_and_evaluated_beside_the_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"{n}+{2 * n}=", "completion": str(3 * n)} for n in range(3, 33)]
+    data, run = write_rows(tmp_path / "sums.jsonl", rows), tmp_path / "run"
+    settings = TrainSettings(max_steps=3, batch_size=4, warmup_steps=1, device="cpu")
+    fit(garden, data=data, eval_data=rows[:4], out=run, settings=settings, show="none")
+    command = ["evaluate", data, "--prompt", "{prompt}", "--reference", "{completion}", "--metrics", "bits_per_byte"]
+    command += ["--checkpoint", str(run), "--systems", "composed", "--baselines", "lora,merge", "--show", "none"]
+    command += ["--limit", "6", "--out", str(tmp_path / "out")]
+    assert main(command) == 1
+    assert "lora: is not trained" in capsys.readouterr().err
+    trained = ["--train-data", data, "--eval-data", data, "--learning-rates", "lora=0.01"]
+    assert main([*command, *trained]) == 1  # the models cannot be merged
+    assert "merge: " in capsys.readouterr().err
+    found = json.loads((tmp_path / "out/results.json").read_text())["rows"]
+    assert {row["system"] for row in found} == {"composed", "lora"}
+    assert (tmp_path / "out/baselines/lora/adapter_model.safetensors").is_file()
+    # Trained once, it needs no rows any more.
+    assert main([*command, "--baselines", "lora"]) == 0

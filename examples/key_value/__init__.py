@@ -1,0 +1,1 @@
+"""A company's private numbers, in a small model of its own, composed with a language model that can add."""

@@ -1,0 +1,115 @@
+"""The private table: random string keys with values in 1..100, and the expressions over them."""
+
+from __future__ import annotations
+
+import functools
+import random
+import string
+from collections.abc import Sequence
+from typing import Literal
+
+Split = Literal["seen", "unseen", "tune", "dev"]
+Row = dict[str, str]
+
+NUM_KEYS = 2_000
+HIGHEST = 100
+SEEN_SHARE = 0.2
+DEV_SHARE = 0.2
+# One example, so that a language model knows that an answer is a number; the augmenter has nothing to say about it.
+EXAMPLE = "12 + 35 = 47\n"
+
+_TABLE_SEED = 2401
+
+
+@functools.cache
+def table() -> dict[str, int]:
+    """Return every key with its value; each value has as many keys."""
+    rng = random.Random(_TABLE_SEED)
+    keys: list[str] = []
+    taken: set[str] = set()
+    while len(keys) < NUM_KEYS:
+        key = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 5)))
+        # No key is the beginning of another: after its last token nothing can follow that makes it a different one.
+        if not any(key[:end] in taken for end in range(3, len(key) + 1)) and not any(k.startswith(key) for k in keys):
+            keys.append(key)
+            taken.add(key)
+    values = [1 + index % HIGHEST for index in range(NUM_KEYS)]
+    rng.shuffle(values)
+    return dict(zip(keys, values, strict=True))
+
+
+def keys(split: Split, *, seed: int = 0) -> list[str]:
+    """Return the keys of a split.
+
+    Args:
+        split: `seen` are the fifth of all keys that a composition is trained on, with every value among them; `unseen`
+            the others. To choose a recipe without a look at those, train on `tune` (four fifths of `seen`) and
+            measure on `dev`.
+        seed: Each draws another fifth.
+
+    Returns:
+        Keys in alphabetical order.
+    """
+    rng = random.Random(f"split/{seed}")
+    shuffled = sorted(table())
+    rng.shuffle(shuffled)
+    rank: dict[str, int] = {}
+    count: dict[int, int] = {}
+    for key in shuffled:
+        value = table()[key]
+        rank[key] = count[value] = count.get(value, 0) + 1
+    shuffled.sort(key=rank.__getitem__)
+    num_seen = round(SEEN_SHARE * NUM_KEYS)
+    num_tune = round((1 - DEV_SHARE) * num_seen)
+    first, last = {
+        "seen": (0, num_seen),
+        "unseen": (num_seen, NUM_KEYS),
+        "tune": (0, num_tune),
+        "dev": (num_tune, num_seen),
+    }[split]
+    return sorted(shuffled[first:last])
+
+
+def expression(rng: random.Random, operands: Sequence[tuple[str, int]]) -> tuple[str, int]:
+    """Join operands by random signs."""
+    text, total = operands[0]
+    for word, value in operands[1:]:
+        sign = rng.choice("+-")
+        text += f" {sign} {word}"
+        total += value if sign == "+" else -value
+    return text, total
+
+
+def row(rng: random.Random, names: Sequence[str], *, num_operands: int, number_share: float = 0.0) -> Row:
+    """Draw an expression whose answer is not negative.
+
+    Args:
+        rng: Source of randomness.
+        names: Keys to draw from.
+        num_operands: 1 asks for the value of a key.
+        number_share: Share of operands that are numbers in place of keys.
+
+    Returns:
+        Prompt and completion.
+    """
+    while True:
+        drawn = []
+        for _ in range(num_operands):
+            if rng.random() < number_share:
+                number = rng.randint(1, HIGHEST)
+                drawn.append((str(number), number))
+            else:
+                key = names[rng.randrange(len(names))]
+                drawn.append((key, table()[key]))
+        text, total = expression(rng, drawn)
+        if total >= 0:
+            return {"prompt": f"{EXAMPLE}{text} = ", "completion": str(total)}
+
+
+def test_rows(task: str, *, split: Split, count: int, seed: int = 0) -> list[Row]:
+    """Return the questions of one line of the paper's Table 1: `substitution`, `numeric` or `kv_arithmetic`."""
+    rng = random.Random(f"test/{task}/{split}/{seed}")
+    num_operands = 1 if task == "substitution" else 2
+    share = 1.0 if task == "numeric" else 0.0
+    names = keys(split, seed=seed)
+    return [row(rng, names, num_operands=num_operands, number_share=share) for _ in range(count)]

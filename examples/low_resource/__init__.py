@@ -1,0 +1,1 @@
+"""Translation from languages that the anchor does not know, read by an augmenter that knows a little of them."""

@@ -1,0 +1,20 @@
+"""SmolLM2 (English only) reads Gemma 3 (140 languages), as both go through the source and each new word."""
+
+from __future__ import annotations
+
+from calm_graph.declare.composition import Augmenter, Composition, at
+
+composition = Composition(
+    name="low-resource",
+    anchor="smollm2-135m-instruct",
+    augmenters=[
+        Augmenter(
+            "gemma3-270m",
+            # Late layers of both: what Gemma would say next is in its last blocks, and what the anchor does before its
+            # first attachment need not be computed again in training.
+            attach=at(anchor_layers=[15, 18, 21, 24, 28], augmenter_layers=[8, 11, 14, 16, 17]),
+            reading="stream",
+            positions="distance",
+        )
+    ],
+)
