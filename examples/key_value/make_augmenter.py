@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ def main() -> None:
     """Train it on every key, check it, and save it as a folder that the registry can name."""
     parser = argparse.ArgumentParser(prog="python -m examples.key_value.make_augmenter", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/key_value/prices"))
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=600)
     args = parser.parse_args()
     torch.manual_seed(0)
     tokenizer = load_tokenizer(registry.get(ANCHOR))
@@ -33,6 +34,8 @@ def main() -> None:
     print(f"keys whose value the state at their last token tells: {100 * found:.1f}%")
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
+    card = {"name": "private-prices", "source": "folder:.", "tags": ["key_value"]}
+    (args.out / "card.json").write_text(json.dumps(card) + "\n", encoding="utf-8")
     print(f"{args.out}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
 
 
