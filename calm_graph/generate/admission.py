@@ -92,8 +92,8 @@ class Admission:
         for run in self.models[composition].plan if scales else ():
             if run.card.causal is False and scales.get(run.name):
                 raise InputError(
-                    f"prompt_logprobs: augmenter {run.name!r} reads the prompt as a whole, so the anchor would know each "
-                    f"word before it is predicted; ask without it: augmenters={{{run.name!r}: 0}}"
+                    f"prompt_logprobs: augmenter {run.name!r} reads the prompt as a whole, so the anchor would know "
+                    f"each word before it is predicted; ask without it: augmenters={{{run.name!r}: 0}}"
                 )
 
     def opens_prompt(self, request: GenerationRequest) -> bool:
