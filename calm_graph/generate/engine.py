@@ -181,6 +181,7 @@ class Engine:
         statistics.num_running = len(self._answers) + sum(len(reading.answers) for reading in self._reading)
         statistics.num_waiting = len(self._waiting)
         statistics.cache_tokens = self._num_cached()
+        statistics.prefix_tokens = self._prefixes.num_tokens
         statistics.augmenter_s = dict(self._times.seconds)
         statistics.augmenter_tokens = dict(self._times.num_tokens)
         return replace(statistics)
