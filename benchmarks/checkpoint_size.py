@@ -12,8 +12,8 @@ BAR_RATIO = 1.01
 
 def measure() -> Bar:
     """Save the demo's composition of two augmenters; the value is file bytes / parameter bytes."""
+    from calm_graph.declare.description import WEIGHTS
     from calm_graph.model.build import build_model
-    from calm_graph.model.checkpoint import WEIGHTS
     from examples.arithmetic.compositions import both
 
     model = build_model(both, seed=0)

@@ -20,6 +20,8 @@ NUM_WARMUPS = 2_000
 NUM_TOGETHER = 12
 HANG_S = 60.0
 BAR_GROWTH_MB = 16.0
+NUM_FILLING = 512
+NUM_FILLING_TOGETHER = 8
 QUESTION = {"prompt": "12+7=", "temperature": 0, "max_tokens": 8}
 
 
@@ -33,10 +35,14 @@ def measure() -> Bar:
     """Send them; the value is how many made the server fail, and none may.
 
     The bar also holds the growth of the server's memory from request 2,000 to the last to 16 MB, and wants that the
-    server answers as before in the end, with nothing left under way.
+    server answers as before in the end, with nothing left under way. Before the first request the server's cache of
+    prompts is filled: it grows up to the number of tokens that it is allowed, which is no leak.
     """
     with serving(DEMO, "--num-cpus", "1", "--max-running", "8") as server:
         before = _answer(server)
+        print(f"{server.rss_mb():.0f} MB at the start", flush=True)
+        num_kept = _fill_prefixes(server)
+        print(f"{server.rss_mb():.0f} MB with {num_kept} tokens of prompts kept", flush=True)
         found = _Found()
         draws = random.Random(0)
         start_s, memory = time.monotonic(), []
@@ -80,6 +86,26 @@ async def _send_all(server: Server, requests: list[_hostile.Hostile], found: _Fo
                 found.bad.append(f"{request.kind}: status {status}: {request.data[:600]!r}")
 
     await asyncio.gather(*(work() for _ in range(NUM_TOGETHER)))
+
+
+def _fill_prefixes(server: Server) -> int:
+    """Ask short prompts until the server keeps no more of them; returns how many tokens it keeps."""
+    kept = -1
+    with httpx.Client(timeout=HANG_S) as client:
+        for first in range(0, 100_000, NUM_FILLING):
+            now = _gauge(server, "calm_graph_prefix_tokens")
+            if now <= kept:
+                return now
+            kept = now
+            for number in range(first, first + NUM_FILLING, NUM_FILLING_TOGETHER):
+                prompts = [f"{each}+{each}=" for each in range(number, number + NUM_FILLING_TOGETHER)]
+                client.post(f"{server.url}/v1/completions", json={"prompt": prompts, "max_tokens": 1})
+    raise RuntimeError("the cache of prompts grows without end")
+
+
+def _gauge(server: Server, name: str) -> int:
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return next(int(float(line.rsplit(" ", 1)[1])) for line in lines if line.startswith(name))
 
 
 def _answer(server: Server) -> object:

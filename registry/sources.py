@@ -132,6 +132,26 @@ def read_safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
     Raises:
         WeightsError: the file is truncated or no safetensors file.
     """
+    header, length, size_bytes = _safetensors_header(file)
+    header.pop("__metadata__", None)
+    end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    if end > size_bytes:
+        raise WeightsError(f"{file}: truncated: {size_bytes} bytes, but its header promises {end}; copy it again")
+    return header
+
+
+def read_safetensors_metadata(file: Path) -> dict[str, str]:
+    """Return the texts that a safetensors file holds beside its tensors.
+
+    Raises:
+        WeightsError: the file is truncated or no safetensors file.
+    """
+    metadata: dict[str, str] = _safetensors_header(file)[0].get("__metadata__", {})
+    return metadata
+
+
+def _safetensors_header(file: Path) -> tuple[dict[str, Any], int, int]:
+    """Return the header, its length and the file's, in bytes."""
     # Format: 8 bytes little-endian header length, then that many bytes of JSON, then the tensors.
     size_bytes = file.stat().st_size
     with file.open("rb") as stream:
@@ -139,14 +159,10 @@ def read_safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
         length = int.from_bytes(prefix, "little")
         text = stream.read(length) if len(prefix) == 8 and length <= size_bytes else b""
     try:
-        header: dict[str, dict[str, Any]] = json.loads(text)
+        header: dict[str, Any] = json.loads(text)
     except ValueError as error:
         raise WeightsError(f"{file}: not a whole safetensors file; copy it again") from error
-    header.pop("__metadata__", None)
-    end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    if end > size_bytes:
-        raise WeightsError(f"{file}: truncated: {size_bytes} bytes, but its header promises {end}; copy it again")
-    return header
+    return header, length, size_bytes
 
 
 def gguf_reader(file: Path) -> Any:

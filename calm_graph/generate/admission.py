@@ -83,7 +83,24 @@ class Admission:
                 f"prompt: {self.width(request)} tokens with the answer, {request.num_choices} times, are more than "
                 f"the {self.settings.max_cache_tokens} that are kept in all; ask for fewer tokens or choices"
             )
-        self._scales(request)
+        scales = self._scales(request)
+        if request.sampling.prompt_logprobs is not None:
+            self._check_scored(request.composition, scales)
+
+    def _check_scored(self, composition: str, scales: Mapping[str, float]) -> None:
+        """Refuse to score a prompt where an augmenter's every state knows all of it: each word would be told before."""
+        for run in self.models[composition].plan if scales else ():
+            if run.card.causal is False and scales.get(run.name):
+                raise InputError(
+                    f"prompt_logprobs: augmenter {run.name!r} reads the prompt as a whole, so the anchor would know "
+                    f"each word before it is predicted; ask without it: augmenters={{{run.name!r}: 0}}"
+                )
+
+    def opens_prompt(self, request: GenerationRequest) -> bool:
+        """Whether an augmenter that may be on shows the anchor words of the prompt before it has read them."""
+        scales = self._scales(request)
+        edges = self.models[request.composition].plan.edges if scales else ()
+        return any(edge.prompt_visibility == "full" and scales[edge.source] != 0 for edge in edges)
 
     def _scales(self, request: GenerationRequest) -> dict[str, float]:
         """The factor of each augmenter; none for the anchor alone."""
@@ -120,8 +137,12 @@ class Admission:
         """Tokens of each of its rows at the end."""
         return min(self.context_length, len(request.prompt_ids) + request.sampling.max_new_tokens)
 
-    def group(self, request: GenerationRequest) -> Group | None:
+    def group(self, request: GenerationRequest, *, closes_prompt: bool = False) -> Group | None:
         """Return the request's augmenters, with its prompt; None if none that reaches the anchor is on.
+
+        Args:
+            request: Checked.
+            closes_prompt: As of `AugmenterGraph.new_request`.
 
         Raises:
             InputError: The prompt cannot be read, or the selector chose something else.
@@ -134,7 +155,7 @@ class Admission:
         if not graph.is_needed(scales):
             return None
         tokens = model.anchor_tokens(torch.tensor([request.prompt_ids], device=self._device), None)
-        new = graph.new_request(keeps=True)
+        new = graph.new_request(keeps=True, closes_prompt=closes_prompt)
         with graph.scaled(scales):
             graph.begin(
                 new,

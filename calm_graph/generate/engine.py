@@ -181,6 +181,7 @@ class Engine:
         statistics.num_running = len(self._answers) + sum(len(reading.answers) for reading in self._reading)
         statistics.num_waiting = len(self._waiting)
         statistics.cache_tokens = self._num_cached()
+        statistics.prefix_tokens = self._prefixes.num_tokens
         statistics.augmenter_s = dict(self._times.seconds)
         statistics.augmenter_tokens = dict(self._times.num_tokens)
         return replace(statistics)
@@ -227,15 +228,20 @@ class Engine:
                 results.append((request.id, _told(error)))
 
     def _begin(self, request: GenerationRequest) -> _Reading:
+        prefill = self._new_prefill(request, scores=request.sampling.prompt_logprobs is not None)
+        self._count_prompt(request, prefill.group)
+        return _Reading(request, self._new_answers(request), prefill, self._admission.width(request))
+
+    def _new_prefill(self, request: GenerationRequest, *, scores: bool) -> Prefill:
+        """Begin to read a prompt, either to tell how likely its own words are, or to answer it."""
         ids = (*request.prompt_ids, *request.resume_ids)
-        wants_all = request.sampling.prompt_logprobs is not None
-        group = self._admission.group(request)
-        prefill = Prefill(self._anchor, ids, group, wants_all=wants_all)
-        if not wants_all:
+        # How likely a word is must not depend on those after it, which augmenters may show where a prompt is answered.
+        group = self._admission.group(request, closes_prompt=scores)
+        prefill = Prefill(self._anchor, ids, group, wants_all=scores)
+        if not scores:
             self._statistics.num_reused_tokens += self._prefixes.restore(prefill, request)
         prefill.start()
-        self._count_prompt(request, group)
-        return _Reading(request, self._new_answers(request), prefill, self._admission.width(request))
+        return prefill
 
     def _new_answers(self, request: GenerationRequest) -> list[Answer]:
         sampling = request.sampling
@@ -280,6 +286,10 @@ class Engine:
                 if num_piece == 0:
                     break
                 num_read += num_piece
+            if reading.prefill.is_done and reading.prefill.wants_all:
+                results.append((reading.request.id, self._scored(reading)))
+                if reading.request.sampling.max_new_tokens and self._admission.opens_prompt(reading.request):
+                    reading.prefill = self._new_prefill(reading.request, scores=False)
         except Exception as error:
             reading.prefill.drop()
             self._reading.remove(reading)
@@ -289,6 +299,9 @@ class Engine:
             self._reading.remove(reading)
             results += self._start(reading)
         return num_read
+
+    def _scored(self, reading: _Reading) -> PromptOutput:
+        return PromptOutput(logprobs=tuple(reading.prompt_logprobs), skipped_augmenters=reading.prefill.skipped)
 
     def _read_piece(self, reading: _Reading, num_tokens: int) -> int:
         prefill = reading.prefill
@@ -311,9 +324,6 @@ class Engine:
         request, prefill = reading.request, reading.prefill
         if not prefill.wants_all:
             self._prefixes.store(prefill, request)
-        if prefill.wants_all:
-            logprobs = tuple(reading.prompt_logprobs)
-            yield request.id, PromptOutput(logprobs=logprobs, skipped_augmenters=prefill.skipped)
         assert prefill.logits_TV is not None
         going = reading.answers
         for answer in going:

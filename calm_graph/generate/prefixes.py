@@ -35,11 +35,15 @@ class Prefixes:
 
     Args:
         max_tokens: Anchor tokens kept in all; 0 keeps none.
+
+    Attributes:
+        num_tokens: Anchor tokens kept now.
     """
 
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+        self.num_tokens = 0
 
     def restore(self, prefill: Prefill, request: GenerationRequest) -> int:
         """Let a prompt begin with what was read before; returns how many of its tokens need not be read."""
@@ -79,8 +83,9 @@ class Prefixes:
             logits_TV=prefill.logits_TV,
             contributions=prefill.contributions,
         )
-        while sum(len(each.ids) for each in self._kept.values()) > self._max_tokens:
-            self._kept.popitem(last=False)
+        self.num_tokens += len(prefill.ids)
+        while self.num_tokens > self._max_tokens:
+            self.num_tokens -= len(self._kept.popitem(last=False)[1].ids)
 
 
 def _key(prefill: Prefill, request: GenerationRequest) -> Hashable:

@@ -34,7 +34,8 @@ class Sampling:
         ignore_eos: Go on after the anchor's end tokens.
         include_stop: Whether the text that ended the answer is part of it.
         logprobs: Give the log-probability of each token and of so many likeliest ones, 0..20; None gives none.
-        prompt_logprobs: The same of the prompt's tokens.
+        prompt_logprobs: The same of the prompt's tokens. No augmenter shows a word of the prompt before the anchor has
+            read it, whatever the composition says; the answer is made as if nothing had been asked of the prompt.
     """
 
     max_new_tokens: int = 256

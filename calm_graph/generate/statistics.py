@@ -22,6 +22,7 @@ class EngineStatistics:
         num_finished: Finish reason -> answers.
         cache_tokens: Anchor tokens kept now, padding included.
         cache_limit: The most that are kept.
+        prefix_tokens: Tokens of prompts that were read and are kept for requests that begin alike.
         step_s: Seconds spent in steps.
         augmenter_s: Augmenter -> seconds it ran.
         augmenter_tokens: Augmenter -> its tokens that were run.
@@ -41,6 +42,7 @@ class EngineStatistics:
     num_finished: dict[str, int] = field(default_factory=dict)
     cache_tokens: int = 0
     cache_limit: int = 0
+    prefix_tokens: int = 0
     step_s: float = 0.0
     augmenter_s: dict[str, float] = field(default_factory=dict)
     augmenter_tokens: dict[str, int] = field(default_factory=dict)

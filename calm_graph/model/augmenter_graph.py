@@ -65,12 +65,15 @@ class AugmenterGraph(nn.Module):
         }
         self._differentiable = self._runs_with_gradients()
 
-    def new_request(self, *, keeps: bool, stored: Mapping[str, StoredStates] | None = None) -> Request:
+    def new_request(
+        self, *, keeps: bool, stored: Mapping[str, StoredStates] | None = None, closes_prompt: bool = False
+    ) -> Request:
         """A request with fresh readers.
 
         Args:
             keeps: Whether augmenters keep their keys and values for later calls.
             stored: Run name -> states that the anchor's attachments read; no augmenter runs then.
+            closes_prompt: Whether every prompt is read as with `prompt_visibility="causal"`.
 
         Raises:
             InputError: The augmenters were not loaded, and there is nothing stored.
@@ -85,6 +88,7 @@ class AugmenterGraph(nn.Module):
             readers={name: make() for name, make in self._make_readers.items()},
             caches={name: RaggedCache() for name in streams} if keeps else {},
             stored=stored,
+            closes_prompt=closes_prompt,
         )
 
     def place(self, devices: Mapping[str, torch.device]) -> None:
@@ -359,8 +363,9 @@ class AugmenterGraph(nn.Module):
                 attachment = self.attachments[planned.key]
                 assert isinstance(attachment, Attachment)
                 layers[planned.key] = attachment.context(states[planned.augmenter_layer], tokens.index_BS)
+            is_open = edge.prompt_visibility == "full" and not request.closes_prompt
             context = EdgeContext(
-                threshold_BS=tokens.thresholds(prompt_is_open=edge.prompt_visibility == "full"),
+                threshold_BS=tokens.thresholds(prompt_is_open=is_open),
                 known_at_BS=tokens.known_at_BS,
                 index_BS=tokens.index_BS,
                 layers=layers,

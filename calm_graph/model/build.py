@@ -15,12 +15,13 @@ from pydantic import ValidationError
 from calm_graph.augmenters.base import Backend
 from calm_graph.augmenters.torch_backend import TorchBackend
 from calm_graph.declare.composition import Composition
+from calm_graph.declare.description import read_description
 from calm_graph.declare.files import stored_cards
 from calm_graph.declare.settings import Sharding
 from calm_graph.errors import CheckpointError, InputError
 from calm_graph.model.alignment import Reader, SharedReader, TextReader
 from calm_graph.model.augmenter_graph import AugmenterGraph
-from calm_graph.model.checkpoint import copy_exactly, read_description, read_tensors
+from calm_graph.model.checkpoint import copy_exactly, read_tensors
 from calm_graph.model.composed import ComposedModel
 from calm_graph.model.config import CalmGraphConfig
 from calm_graph.model.placement import devices

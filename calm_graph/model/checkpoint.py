@@ -23,16 +23,13 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from calm_graph.declare.description import DESCRIPTION, SCHEMA_VERSION, WEIGHTS, digest, other_composition
 from calm_graph.errors import CheckpointError
 from calm_graph.model.model_card import model_card
 from registry.weights import identity
 
 if TYPE_CHECKING:
     from calm_graph.model.composed import ComposedModel
-
-SCHEMA_VERSION = 1
-WEIGHTS = "composition.safetensors"
-DESCRIPTION = "composition.json"
 
 
 def save_composition(model: ComposedModel, folder: Path) -> None:
@@ -54,7 +51,7 @@ def save_composition(model: ComposedModel, folder: Path) -> None:
         model.tokenizer.save_pretrained(stage)
         (stage / "README.md").write_text(model_card(model.plan, sizes), encoding="utf-8")
         (stage / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        metadata = {"format": "pt", "sha256": _tensor_digest(tensors), "belongs_to": _digest(description)}
+        metadata = {"format": "pt", "sha256": _tensor_digest(tensors), "belongs_to": digest(description)}
         save_file(tensors, stage / WEIGHTS, metadata=metadata)
 
 
@@ -86,37 +83,6 @@ def trained_tensors(model: ComposedModel) -> dict[str, torch.Tensor]:
     }
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """Read and check a checkpoint's description.
-
-    Raises:
-        CheckpointError: It is missing, damaged or newer than this version.
-    """
-    file = folder / DESCRIPTION
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder}: there is no {DESCRIPTION}; is it the folder that training or save_pretrained wrote?"
-        ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{file}: damaged ({error}); copy the checkpoint again") from error
-    version = description.get("schema_version") if isinstance(description, dict) else None
-    if not isinstance(version, int):
-        raise CheckpointError(f"{file}: it has no schema_version, so it is not the description of a composition")
-    if version > SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{file}: schema_version {version} is newer than {SCHEMA_VERSION}, the newest that this version of "
-            f"calm_graph knows; upgrade it (written by {description.get('versions', {}).get('calm_graph')})"
-        )
-    models = description.get("models")
-    if not isinstance(description.get("composition"), dict) or not isinstance(models, dict):
-        raise CheckpointError(f"{file}: damaged (it lacks its composition or models); copy the checkpoint again")
-    if not all(isinstance(card, dict) for card in models.values()):
-        raise CheckpointError(f"{file}: damaged (its models are not cards); copy the checkpoint again")
-    return dict(description)
-
-
 def read_tensors(folder: Path, description: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Read a checkpoint's tensors, if they are the ones that were written and belong to its description.
 
@@ -134,10 +100,8 @@ def read_tensors(folder: Path, description: Mapping[str, Any]) -> dict[str, torc
         raise CheckpointError(f"{file}: damaged or cut short ({error}); copy the checkpoint again") from error
     if _tensor_digest(tensors) != metadata.get("sha256"):
         raise CheckpointError(f"{file}: its content has changed since it was written; copy the checkpoint again")
-    if _digest(description) != metadata.get("belongs_to"):
-        raise CheckpointError(
-            f"{file}: it belongs to another composition than {DESCRIPTION} beside it describes; copy both together"
-        )
+    if digest(description) != metadata.get("belongs_to"):
+        raise CheckpointError(other_composition(file))
     return tensors
 
 
@@ -229,15 +193,6 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _digest(description: Mapping[str, Any]) -> str:
-    """Identity of a composition and its frozen models; versions and places of files are not part of it."""
-    identity = {
-        "composition": description.get("composition"),
-        "models": {name: card.get("fingerprint") for name, card in description.get("models", {}).items()},
-    }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _tensor_digest(tensors: Mapping[str, torch.Tensor]) -> str:

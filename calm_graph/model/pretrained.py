@@ -13,8 +13,9 @@ from huggingface_hub import HfApi, snapshot_download
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from calm_graph.declare.description import read_description
 from calm_graph.errors import CheckpointError
-from calm_graph.model.checkpoint import put_tensors, read_description, read_tensors, save_composition
+from calm_graph.model.checkpoint import put_tensors, read_tensors, save_composition
 from registry import ModelCard, Registry
 
 if TYPE_CHECKING:

@@ -150,6 +150,8 @@ class Request:
         last_index_B: int64, index of the newest anchor token.
         stored: Run name -> states that are given, so that no augmenter runs.
         kept: Run name -> tokens and states of each run; with it nothing is offered to the anchor, which does not run.
+        closes_prompt: Whether a token of the prompt is visible only where its text has been read, whatever the
+            composition says: the prompt's own words are to be predicted.
     """
 
     readers: Mapping[str, Reader]
@@ -162,6 +164,7 @@ class Request:
     last_index_B: torch.Tensor | None = None
     stored: Mapping[str, StoredStates] | None = None
     kept: dict[str, tuple[Tokens, Mapping[int, torch.Tensor]]] | None = None
+    closes_prompt: bool = False
 
     def select(self, rows_B: torch.Tensor) -> None:
         """Keep (and repeat) rows, as beam search does: row i becomes the old row `rows_B[i]`."""

@@ -21,6 +21,7 @@ _GAUGES = (
     ("num_waiting", "num_requests_waiting", "Requests that wait for room now."),
     ("cache_tokens", "cache_tokens", "Anchor tokens kept now, padding included."),
     ("cache_limit", "cache_limit_tokens", "The most anchor tokens that are kept."),
+    ("prefix_tokens", "prefix_tokens", "Tokens of prompts kept for requests that begin alike."),
 )
 _COUNTERS = (
     ("num_steps", "engine_steps", "Steps of the engine."),

@@ -16,6 +16,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 
 from calm_graph.serve.app import make_app
+from calm_graph.serve.checks import check_settings
 from calm_graph.serve.ray_client import RayClient
 from calm_graph.serve.replica import EngineReplica
 from calm_graph.serve.serve_settings import ServeSettings
@@ -47,10 +48,11 @@ def build_app(settings: ServeSettings | Mapping[str, Any]) -> Application:
         For `serve.run`, `serve run` or `serve deploy`.
 
     Raises:
-        DeclarationError: Settings are unknown or out of range; all of them are listed.
+        DeclarationError: Settings are unknown or out of range, or no engine could start with them; all of it is listed.
     """
     settings = settings if isinstance(settings, ServeSettings) else ServeSettings.parse(settings, where="args")
     settings = settings.absolute()
+    check_settings(settings)
     capacity = settings.engine.max_running + settings.engine.max_waiting
     scaling: dict[str, Any] = {"num_replicas": settings.num_replicas}
     if settings.autoscaling is not None:

@@ -86,9 +86,11 @@ class RayClient:
 
     async def statistics(self) -> Mapping[str, Any]:
         """What the engines of all replicas count together."""
-        found = await self._handle.broadcast("statistics").results_async(timeout_s=_ASK_S, return_exceptions=True)
+        try:
+            found = await self._handle.broadcast("statistics").results_async(timeout_s=_ASK_S, return_exceptions=True)
+        except DeploymentUnavailableError:  # none is running: the deployment has scaled to zero, or lost the last one
+            found = []
         engines = [each for each in found if isinstance(each, Mapping)]
-        # None may be running, if the deployment scales to zero.
         return added([asdict(EngineStatistics()), *engines])
 
     async def is_ready(self) -> bool:

@@ -91,8 +91,12 @@ def serve_on_ray(settings: ServeSettings, *, host: str, port: int, on_ready: Say
         on_draining: Called with it when it takes no more requests, and goes on with those under way.
 
     Raises:
+        DeclarationError: A checkpoint, a name or the keys are wrong; all of it is listed.
         ServingError: The port is taken, or the engines did not start.
     """
+    from calm_graph.serve.checks import check_settings
+
+    check_settings(settings)  # before Ray and torch, which take seconds, are imported
     from calm_graph.serve.ray_app import build_app
 
     application = build_app(settings)

@@ -1,4 +1,4 @@
-"""/tokenize and /detokenize: the anchor's tokens of a text or of messages, and back."""
+"""/tokenize, /detokenize and /tokenizer_info: the anchor's tokens of a text or of messages, and back."""
 
 from __future__ import annotations
 
@@ -25,6 +25,17 @@ class Detokenized(BaseModel):
     prompt: str
 
 
+class TokenizerInfo(BaseModel):
+    """What a client needs to know to use the other two in place of a tokenizer of its own; vLLM's names."""
+
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None
+    vocab_size: int
+
+
 def token_routes(service: Service) -> APIRouter:
     """Return the routes of tokens."""
     router = APIRouter()
@@ -48,5 +59,18 @@ def token_routes(service: Service) -> APIRouter:
         tokenizer = service.client.tokenizer
         check_token_ids(tokenizer, {"tokens": body.tokens})
         return Detokenized(prompt=tokenizer.decode(body.tokens))
+
+    @router.get("/tokenizer_info")
+    async def tokenizer_info() -> TokenizerInfo:
+        """Return the anchor's special tokens and its chat template."""
+        tokenizer = service.client.tokenizer
+        return TokenizerInfo(
+            bos_token=tokenizer.bos_token,
+            eos_token=tokenizer.eos_token,
+            pad_token=tokenizer.pad_token,
+            unk_token=tokenizer.unk_token,
+            chat_template=tokenizer.chat_template,
+            vocab_size=len(tokenizer),
+        )
 
     return router

@@ -196,8 +196,48 @@ def test_a_long_prompt_does_not_stall_the_others(zoo: Zoo) -> None:
     assert all("short" in step for step in steps), "each step goes on with what is under way"
 
 
+@pytest.mark.parametrize("case", ["other", "same", "other-causal", "other-prompt", "nested"])
+def test_the_prompts_logprobs_know_nothing_of_what_follows(zoo: Zoo, case: str) -> None:
+    """As a harness scores answers: both are in the prompt, and neither may be told beforehand by an augmenter."""
+    model = compose(zoo, case)
+    engine = Engine({"c": model}, EngineSettings(prefill_tokens=7))
+    sampling = {"prompt_logprobs": 0, "max_new_tokens": 1}
+    start = "price of apples is 3 and"
+    both = [start + " that is all", start + " pears are more"]
+    (first, *_), (second, *_) = (run(engine, ask(model, each, sampling=sampling))["a"] for each in both)
+    count = len(ids_of(model, start))
+    found = [[entries[0].logprob for entries in each.logprobs[1:count]] for each in (first, second)]
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    alone = Engine({"c": model})
+    without = run(alone, ask(model, both[0], scales=dict.fromkeys(off(model), 0.0), sampling=sampling))["a"][0]
+    assert found[0] != pytest.approx([entries[0].logprob for entries in without.logprobs[1:count]], abs=1e-3)
+
+
+@pytest.mark.parametrize("case", ["other", "same", "other-causal", "nested"])
+def test_an_answer_is_the_same_whether_its_prompt_is_scored_or_not(zoo: Zoo, case: str) -> None:
+    model = compose(zoo, case)
+    engine = Engine({"c": model}, EngineSettings(prefill_tokens=5))
+    for place, prompt in enumerate(TEXTS[:4]):
+        request = ask(model, prompt, id=str(place), sampling={"prompt_logprobs": 0})
+        logged, *outputs = run(engine, request)[str(place)]
+        assert isinstance(logged, PromptOutput) and len(logged.logprobs) == len(request.prompt_ids)
+        assert tokens(outputs) == alone(model, prompt, 12)
+    assert engine.statistics().num_finished == {"length": 4}
+
+
+def test_a_prompt_that_is_read_as_a_whole_is_not_scored(zoo: Zoo) -> None:
+    model = compose(zoo, "mixed")
+    engine = Engine({"c": model})
+    request = ask(model, "price of", sampling={"prompt_logprobs": 0})
+    with pytest.raises(
+        InputError, match=r"prompt_logprobs: augmenter 'reader' reads the prompt as a whole.*'reader': 0"
+    ):
+        engine.add(request)
+    assert run(engine, ask(model, "price of", sampling={"prompt_logprobs": 0}, scales={"reader": 0.0}))["a"]
+
+
 def test_logprobs_are_those_of_the_model(zoo: Zoo) -> None:
-    model = compose(zoo, "other")
+    model = compose(zoo, "other-causal")
     request = ask(model, TEXTS[1], sampling={"logprobs": 3, "prompt_logprobs": 2, "max_new_tokens": 4})
     prompt, *found = run(Engine({"c": model}, EngineSettings(prefill_tokens=3)), request)["a"]
     assert isinstance(prompt, PromptOutput)

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import calm_graph.model.checkpoint as checkpoint
 from calm_graph import Augmenter, CalmGraphError, CheckpointError, ComposedModel, Composition, build_model
+from calm_graph.declare.description import digest, read_description
 from registry import ModelCard, Registry
 from tests.model.cases import ATTACH, CASES, PROMPTS, compose, decoding_batch, encoded
 from tests.model.pico import Zoo, train_at_random
@@ -347,7 +348,7 @@ def test_a_file_cut_short(zoo: Zoo, saved: Path, kept: int) -> None:
 def test_a_flipped_bit_anywhere(zoo: Zoo, saved: Path) -> None:
     file = saved / "composition.safetensors"
     content = bytearray(file.read_bytes())
-    description = checkpoint.read_description(saved)
+    description = read_description(saved)
     original = checkpoint.read_tensors(saved, description)
     header = int.from_bytes(content[:8], "little")
     unnoticed = 0
@@ -398,7 +399,7 @@ def edit(saved: Path, **changes: Any) -> None:
     description = json.loads((saved / "composition.json").read_text()) | changes
     (saved / "composition.json").write_text(json.dumps(description))
     tensors = load_file(saved / "composition.safetensors")
-    metadata = {"sha256": checkpoint._tensor_digest(tensors), "belongs_to": checkpoint._digest(description)}
+    metadata = {"sha256": checkpoint._tensor_digest(tensors), "belongs_to": digest(description)}
     save_file(tensors, saved / "composition.safetensors", metadata=metadata)
 
 

@@ -145,11 +145,12 @@ def test_a_client_that_leaves_ends_its_answer(address: str) -> None:
         assert time.monotonic() < deadline, "the engine goes on with what nobody hears"
 
 
-def test_replicas_and_autoscaling_exclude_each_other() -> None:
+def test_replicas_and_autoscaling_exclude_each_other(checkpoint: tuple[Path, dict[str, str]]) -> None:
+    folder = str(checkpoint[0])
     with pytest.raises(DeclarationError, match="one of them decides"):
         ServeSettings.parse({"checkpoints": ["a"], "num_replicas": 2, "autoscaling": {"max_replicas": 3}})
-    scaled = ServeSettings(checkpoints=("a",), num_replicas=None, autoscaling={"min_replicas": 0, "max_replicas": 2})
+    scaled = ServeSettings(checkpoints=(folder,), num_replicas=None, autoscaling={"min_replicas": 0, "max_replicas": 2})
     assert build_app(scaled) is not None
-    assert build_app({"checkpoints": ["a"], "engine": {"max_running": 2}}) is not None
+    assert build_app({"checkpoints": [folder], "engine": {"max_running": 2}}) is not None
     with pytest.raises(DeclarationError, match=r"settings.num_replica: .*did you mean 'num_replicas'"):
         build_app({"checkpoints": ["a"], "num_replica": 2})
