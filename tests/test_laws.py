@@ -26,10 +26,11 @@ FLOORS = {
     "calm_graph.states": 6,
     "calm_graph.train": 7,
     "calm_graph.evaluate": 8,
-    "calm_graph.serve": 8,
-    "calm_graph.cli": 9,
-    "calm_graph.__main__": 10,
-    "calm_graph": 10,
+    "calm_graph.http": 8,
+    "calm_graph.serve": 9,
+    "calm_graph.cli": 10,
+    "calm_graph.__main__": 11,
+    "calm_graph": 11,
 }
 # Path prefixes that may import the dependency at all.
 DOORS = {
@@ -40,12 +41,12 @@ DOORS = {
         "calm_graph/train/ray_",
         "calm_graph/serve/",
     ),
-    "fastapi": ("calm_graph/serve/",),
+    "fastapi": ("calm_graph/http/", "calm_graph/serve/"),
     "uvicorn": ("calm_graph/serve/",),
     "onnxruntime": ("calm_graph/augmenters/onnx_",),
     "sacrebleu": ("calm_graph/evaluate/metrics.py",),
     "lm_eval": ("calm_graph/evaluate/lm_eval_model.py",),
-    "httpx2": ("registry/remote.py", "calm_graph/serve/"),
+    "httpx2": ("registry/remote.py", "calm_graph/serve/load.py"),
     "peft": ("calm_graph/evaluate/baselines/lora.py",),
     "pickle": (),
 }

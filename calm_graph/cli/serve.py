@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from calm_graph.cli.common import Subparsers, add_command, add_remote_argument
 
 if TYPE_CHECKING:
-    from calm_graph.serve.serve_settings import ServeSettings
+    from calm_graph.serve.settings import ServeSettings
 
 
 def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
@@ -101,7 +101,7 @@ def read_settings(options: argparse.Namespace) -> ServeSettings:
     Raises:
         DeclarationError: One of them is out of range.
     """
-    from calm_graph.serve.serve_settings import ServeSettings
+    from calm_graph.serve.settings import ServeSettings
 
     engine = {name: getattr(options, name) for name in ("max_running", "max_waiting", "max_cache_tokens")}
     return ServeSettings.parse(

@@ -1,1 +1,1 @@
-"""The combined model behind an OpenAI-compatible API, on Ray Serve."""
+"""Where answers come from, and how it is deployed: an engine here, replicas on Ray Serve, augmenters as services."""

@@ -19,16 +19,16 @@ from pydantic import Field, ValidationError
 from calm_graph.augmenters.wire import Wire, pack
 from calm_graph.declare.base import Declared, problems_of
 from calm_graph.errors import DeclarationError
+from calm_graph.http.auth import Doorkeeper, read_keys
+from calm_graph.http.disconnect import unless_gone
+from calm_graph.http.errors import ApiError, BadValueError, ErrorResponse, add_error_handlers
+from calm_graph.http.fields import Fields
+from calm_graph.http.metrics import Metrics
+from calm_graph.http.middleware import BodyReader, Recorder
+from calm_graph.http.record import record_of
+from calm_graph.http.settings import HttpSettings
 from calm_graph.serve.augmenter_model import AugmenterModel, load_augmenter
-from calm_graph.serve.auth import Doorkeeper, read_keys
 from calm_graph.serve.batching import Batcher
-from calm_graph.serve.disconnect import unless_gone
-from calm_graph.serve.errors import ApiError, BadValueError, ErrorResponse, add_error_handlers
-from calm_graph.serve.fields import Fields
-from calm_graph.serve.metrics import Metrics
-from calm_graph.serve.middleware import BodyReader, Recorder
-from calm_graph.serve.record import record_of
-from calm_graph.serve.settings import HttpSettings
 
 if TYPE_CHECKING:
     from ray.serve import Application

@@ -9,8 +9,8 @@ from pathlib import Path
 from calm_graph.declare.composition import Composition
 from calm_graph.declare.description import DESCRIPTION, check_files, read_description
 from calm_graph.errors import CalmGraphError, CheckpointError, DeclarationError, Problem
-from calm_graph.serve.auth import read_keys
-from calm_graph.serve.serve_settings import ServeSettings
+from calm_graph.http.auth import read_keys
+from calm_graph.serve.settings import ServeSettings
 
 _HUB_S = 5.0
 

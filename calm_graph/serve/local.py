@@ -13,9 +13,9 @@ from calm_graph.generate.engine_settings import EngineSettings
 from calm_graph.generate.engine_thread import EngineThread
 from calm_graph.generate.requests import GenerationRequest, Output
 from calm_graph.generate.selector import Selector
+from calm_graph.http.client import ServedModel
 from calm_graph.model.composed import ComposedModel
 from calm_graph.plan.draw import colours, mermaid, svg
-from calm_graph.serve.client import ServedModel
 
 
 class LocalClient:

@@ -15,11 +15,11 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 
-from calm_graph.serve.app import make_app
+from calm_graph.http.app import make_app
 from calm_graph.serve.checks import check_settings
 from calm_graph.serve.ray_client import RayClient
 from calm_graph.serve.replica import EngineReplica
-from calm_graph.serve.serve_settings import ServeSettings
+from calm_graph.serve.settings import ServeSettings
 
 _ANY_NUMBER = 100_000
 """Requests in the processes before the engines: those say themselves when they are full."""

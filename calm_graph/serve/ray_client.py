@@ -17,7 +17,7 @@ from calm_graph.errors import CalmGraphError, OverloadedError, ServingError
 from calm_graph.generate.requests import GenerationRequest, Output, PromptOutput, TokenOutput
 from calm_graph.generate.sampler import choice_seed
 from calm_graph.generate.statistics import EngineStatistics, added
-from calm_graph.serve.client import ServedModel
+from calm_graph.http.client import ServedModel
 
 _MAX_LOSSES = 10
 """Replicas that one request may lose; each loss waits longer before the next try."""

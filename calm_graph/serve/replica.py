@@ -13,9 +13,9 @@ from calm_graph.errors import InputError, ServingError
 from calm_graph.generate.models import load_models
 from calm_graph.generate.requests import GenerationRequest, Output
 from calm_graph.generate.selector import read_selector
-from calm_graph.serve.client import ServedModel
+from calm_graph.http.client import ServedModel
 from calm_graph.serve.local import LocalClient
-from calm_graph.serve.serve_settings import ServeSettings
+from calm_graph.serve.settings import ServeSettings
 from registry import Registry
 from registry import registry as default_registry
 

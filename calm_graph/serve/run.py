@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # an augmenter's service may be without torch, and compositio
     from ray.serve import Application
 
     from calm_graph.serve.augmenter_app import AugmenterSettings
-    from calm_graph.serve.serve_settings import ServeSettings
+    from calm_graph.serve.settings import ServeSettings
 
 APPLICATION = "calm_graph"
 _POLL_S = 0.2
@@ -46,7 +46,7 @@ def serve_here(settings: ServeSettings, *, host: str, port: int, on_ready: Say, 
     Raises:
         ServingError: The port is taken.
     """
-    from calm_graph.serve.app import make_app
+    from calm_graph.http.app import make_app
     from calm_graph.serve.replica import load_client
 
     with ExitStack() as closing:

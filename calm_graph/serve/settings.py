@@ -1,37 +1,126 @@
-"""What the HTTP layer allows, and whom."""
+"""All that a deployment may be told, for Python, YAML and the command line alike."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from calm_graph.declare.base import Declared
+from calm_graph.declare.base import Declared, problems_of
+from calm_graph.errors import DeclarationError
+from calm_graph.generate.engine_settings import EngineSettings
+from calm_graph.http.settings import HttpSettings
 
 
-class HttpSettings(Declared):
-    """The limits and the doors of one server.
+class ServeSettings(Declared):
+    """What is deployed, on how much of the cluster.
 
     Args:
-        api_keys_file: Lines `name:key`; those of the environment variable CALM_GRAPH_API_KEYS (lines or a comma list)
-            are added. Without any key nobody is asked for one.
-        max_body_bytes: Largest body of a request.
-        max_prompt_tokens: Longest prompt; None leaves it to the anchor's context.
-        max_new_tokens: Longest answer that may be asked for; None leaves it to the anchor's context.
-        max_choices: Most answers to one request, over all its prompts.
-        max_requests_per_key: Requests of one key that may be under way together; None does not count them. Where
-            there are no keys, everybody shares one.
-        request_timeout_s: Longest time from a request to the end of its answer.
-        log_prompts: Whether prompts stand in the access log.
-        cors_origins: Origins of web pages that may ask; none by default.
+        checkpoints: Folders or hub ids of compositions over one anchor; `NAME=CHECKPOINT` gives one a name of your own.
+        registries: Folders of cards (*.json) of models that are not built in.
+        selectors: Name of a composition -> what chooses among its augmenters where a request does not name them:
+            `package.module:function`, or a file that `LearnedSelector.save` wrote. Without one all of them run.
+        exports: Folders of ONNX exports, to run in place of the augmenters they were made from.
+        remotes: `NAME=URL`: the service at this address runs the augmenter of this name; its key is in the variable
+            CALM_GRAPH_REMOTE_KEY of the engines. A card in `registries` may say more.
+        dtype: Of the frozen weights; None keeps what their files hold.
+        num_replicas: Engines; None leaves it to `autoscaling`, and 0 is one in the process itself, without Ray (from
+            Python and the command line only).
+        autoscaling: Arguments of Ray Serve's AutoscalingConfig; `min_replicas` may be 0.
+        num_cpus: Of each engine; as many threads compute.
+        num_gpus: Of each engine; with one, its models are on it.
+        resources: Further Ray resources of each engine, so that it is placed where they are.
+        num_http_replicas: Processes that take requests and tokenise.
+        engine: What each engine may use.
+        http: Limits and keys.
+        drain_s: How long a replica that is stopped goes on with what is under way.
+        start_s: How long an engine may take to load.
     """
 
-    api_keys_file: Path | None = None
-    max_body_bytes: int = Field(default=2 * 1024**2, ge=1)
-    max_prompt_tokens: int | None = Field(default=None, ge=1)
-    max_new_tokens: int | None = Field(default=None, ge=1)
-    max_choices: int = Field(default=128, ge=1)
-    max_requests_per_key: int | None = Field(default=None, ge=1)
-    request_timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
-    log_prompts: bool = False
-    cors_origins: tuple[str, ...] = ()
+    checkpoints: tuple[str, ...] = Field(min_length=1)
+    registries: tuple[str, ...] = ()
+    selectors: dict[str, str] = Field(default_factory=dict)
+    exports: tuple[str, ...] = ()
+    remotes: tuple[str, ...] = ()
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    num_replicas: int | None = Field(default=1, ge=0)
+    autoscaling: dict[str, Any] | None = None
+    num_cpus: float = Field(default=1, gt=0)
+    num_gpus: float = Field(default=0, ge=0)
+    resources: dict[str, float] = Field(default_factory=dict)
+    num_http_replicas: int = Field(default=1, ge=1)
+    engine: EngineSettings = EngineSettings()
+    http: HttpSettings = HttpSettings()
+    drain_s: float = Field(default=60.0, ge=0)
+    start_s: float = Field(default=600.0, gt=0)
+
+    @model_validator(mode="after")
+    def _scales_in_one_way(self) -> ServeSettings:
+        if (self.num_replicas is None) == (self.autoscaling is None):
+            raise ValueError(
+                f"got num_replicas={self.num_replicas} and autoscaling={self.autoscaling}, but one of them decides how "
+                "many engines there are; set the other to None"
+            )
+        return self
+
+    @field_validator("remotes")
+    @classmethod
+    def _are_named(cls, remotes: tuple[str, ...]) -> tuple[str, ...]:
+        for each in remotes:
+            if not all(each.partition("=")):
+                raise ValueError(f"got {each!r}; write NAME=https://host:port, with the augmenter's name")
+        return remotes
+
+    @property
+    def named_remotes(self) -> dict[str, str]:
+        """Augmenter -> address of its service."""
+        return {name: url for name, _, url in (each.partition("=") for each in self.remotes)}
+
+    @property
+    def named_checkpoints(self) -> list[tuple[str | None, str]]:
+        """Checkpoints with the names they were given, if any."""
+        parts = [each.partition("=") for each in self.checkpoints]
+        # A folder's own name may have such a sign in it, but no name of a composition has a slash.
+        return [
+            (name, path) if path and "/" not in name else (None, name + equals + path) for name, equals, path in parts
+        ]
+
+    @classmethod
+    def parse(cls, data: object, *, where: str = "settings") -> Self:
+        """Make settings from plain data, such as parsed YAML or command-line text.
+
+        Args:
+            data: The fields as a mapping.
+            where: What the data is, for the error: a file name.
+
+        Returns:
+            The settings.
+
+        Raises:
+            DeclarationError: Fields are unknown or out of range; all of them are listed.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise DeclarationError(problems_of(error, root="settings"), where=where) from None
+
+    def absolute(self) -> ServeSettings:
+        """The same with paths that name the same files in a process started elsewhere."""
+        return self.model_copy(
+            update={
+                "checkpoints": tuple(
+                    f"{name}={_absolute(each)}" if name else _absolute(each) for name, each in self.named_checkpoints
+                ),
+                "registries": tuple(_absolute(each) for each in self.registries),
+                "selectors": {name: _absolute(each) for name, each in self.selectors.items()},
+                "exports": tuple(_absolute(each) for each in self.exports),
+                "http": self.http.model_copy(
+                    update={"api_keys_file": self.http.api_keys_file and self.http.api_keys_file.absolute()}
+                ),
+            }
+        )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute()) if Path(path).exists() else path

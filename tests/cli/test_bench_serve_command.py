@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from calm_graph.cli import main
-from tests.serve.conftest import Served, served, shared_server  # noqa: F401 (fixtures)
+from tests.http.conftest import Served, served, shared_server  # noqa: F401 (fixtures)
 
 
 def test_a_table_a_file_and_a_picture(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from examples.serve.openai_client import main
-from tests.serve.conftest import serving
+from tests.http.conftest import serving
 
 
 def test_the_client_asks_in_four_ways(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from ray.serve.config import HTTPOptions
 from calm_graph import Augmenter, every
 from calm_graph.serve.augmenter_app import AugmenterSettings, build_augmenter
 from calm_graph.serve.ray_app import build_app
-from calm_graph.serve.serve_settings import ServeSettings
+from calm_graph.serve.settings import ServeSettings
 from tests.generate.test_engine import TEXTS, alone
 from tests.model.pico import Zoo
 

@@ -13,7 +13,7 @@ import pytest
 
 from calm_graph.errors import DeclarationError
 from calm_graph.serve.checks import check_settings
-from calm_graph.serve.serve_settings import ServeSettings
+from calm_graph.serve.settings import ServeSettings
 
 TRAINED = Path(__file__).parents[2] / "examples" / "arithmetic" / "trained"
 

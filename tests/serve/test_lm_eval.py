@@ -15,7 +15,7 @@ from calm_graph.model.composed import ComposedModel
 from calm_graph.serve.local import LocalClient
 from examples.arithmetic import data
 from examples.arithmetic.measure import answers
-from tests.serve.conftest import Served, serving
+from tests.http.conftest import Served, serving
 
 TRAINED = Path(__file__).parents[2] / "examples" / "arithmetic" / "trained"
 ROWS = 20

@@ -13,13 +13,13 @@ import pytest
 
 from calm_graph.errors import InputError, ServingError
 from calm_graph.generate.engine_settings import EngineSettings
+from calm_graph.http.settings import HttpSettings
 from calm_graph.interrupts import StopRequest
 from calm_graph.model.composed import ComposedModel
 from calm_graph.serve.load import Load, LoadResult, Target, find_target, percentile, ragged_prompts, run_load
 from calm_graph.serve.local import LocalClient
-from calm_graph.serve.settings import HttpSettings
 from tests.generate.conftest import answering as answering  # a fixture
-from tests.serve.conftest import Served, serving
+from tests.http.conftest import Served, serving
 
 PROMPTS = ["price of apples", "The quick brown fox jumps over the lazy dog", "so"]
 

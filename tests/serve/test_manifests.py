@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.serve.schema import ServeDeploySchema
 
-from calm_graph.serve.serve_settings import ServeSettings
+from calm_graph.serve.settings import ServeSettings
 
 yaml = pytest.importorskip("yaml", reason="needs PyYAML, which Ray Serve brings")
 EXAMPLES = Path(__file__).parents[2] / "examples" / "serve"

@@ -20,7 +20,7 @@ from ray.serve.config import HTTPOptions
 
 from calm_graph.model.composed import ComposedModel
 from calm_graph.serve.ray_app import build_app
-from calm_graph.serve.serve_settings import ServeSettings
+from calm_graph.serve.settings import ServeSettings
 from examples.arithmetic.measure import answers
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]

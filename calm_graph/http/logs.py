@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from calm_graph.serve.record import RequestRecord
+from calm_graph.http.record import RequestRecord
 
 logger = logging.getLogger("calm_graph.serve.access")
 

@@ -8,9 +8,9 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from calm_graph.serve.disconnect import unless_gone
-from calm_graph.serve.errors import ApiError, as_api_error
-from calm_graph.serve.record import RequestRecord
+from calm_graph.http.disconnect import unless_gone
+from calm_graph.http.errors import ApiError, as_api_error
+from calm_graph.http.record import RequestRecord
 
 
 class EventStream(Response):

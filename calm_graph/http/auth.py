@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from calm_graph.errors import DeclarationError, Problem
-from calm_graph.serve.errors import ApiError
-from calm_graph.serve.record import RequestRecord
-from calm_graph.serve.settings import HttpSettings
+from calm_graph.http.errors import ApiError
+from calm_graph.http.record import RequestRecord
+from calm_graph.http.settings import HttpSettings
 
 KEYS_VARIABLE = "CALM_GRAPH_API_KEYS"
 # What tells nothing and costs nothing, and the playground's page, which asks for the key itself.

@@ -8,10 +8,10 @@ from typing import Self
 
 from calm_graph.errors import ServingError
 from calm_graph.generate.requests import GenerationRequest, Output, TokenOutput
-from calm_graph.serve.errors import ApiError
-from calm_graph.serve.metrics import Metrics
-from calm_graph.serve.record import RequestRecord
-from calm_graph.serve.service import Service
+from calm_graph.http.errors import ApiError
+from calm_graph.http.metrics import Metrics
+from calm_graph.http.record import RequestRecord
+from calm_graph.http.service import Service
 
 _AHEAD = 16  # outputs that may wait for a slow client; then the engine waits
 

@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from calm_graph.generate.sampling import MAX_TOP_LOGPROBS, Sampling
-from calm_graph.serve.fields import HARMLESS, UNSUPPORTED, Fields
+from calm_graph.http.fields import HARMLESS, UNSUPPORTED, Fields
 
 MAX_STOPS = 64
 _LONG = 2**63 - 1

@@ -8,8 +8,8 @@ import time
 import httpx2 as httpx
 import pytest
 
-from tests.serve.conftest import Served, serving
-from tests.serve.scripted import ScriptedClient
+from tests.http.conftest import Served, serving
+from tests.http.scripted import ScriptedClient
 
 COMPLETION = {"model": "garden", "prompt": "Hello", "max_tokens": 2}
 

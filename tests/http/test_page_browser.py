@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from calm_graph.http.settings import HttpSettings
 from calm_graph.model.composed import ComposedModel
 from calm_graph.serve.local import LocalClient
-from calm_graph.serve.settings import HttpSettings
-from tests.serve.conftest import Served, serving
-from tests.serve.scripted import ScriptedClient
+from tests.http.conftest import Served, serving
+from tests.http.scripted import ScriptedClient
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

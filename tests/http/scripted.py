@@ -10,7 +10,7 @@ from typing import Any
 from calm_graph.errors import InputError, OverloadedError, ServingError
 from calm_graph.generate.requests import GenerationRequest, Output, PromptOutput, TokenLogprob, TokenOutput
 from calm_graph.generate.statistics import EngineStatistics
-from calm_graph.serve.client import ServedModel
+from calm_graph.http.client import ServedModel
 from tests.model.pico import make_tokenizer
 
 CONTEXT = 192

@@ -10,8 +10,8 @@ import pytest
 
 from calm_graph.errors import AugmenterError, AugmenterUnavailableError
 from calm_graph.generate.requests import GenerationRequest, Output, TokenOutput
-from tests.serve.conftest import serving
-from tests.serve.scripted import ScriptedClient
+from tests.http.conftest import serving
+from tests.http.scripted import ScriptedClient
 
 
 class Without(ScriptedClient):

@@ -11,11 +11,11 @@ from importlib.metadata import version
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from calm_graph.serve.auth import KEYS_VARIABLE
-from calm_graph.serve.logs import log_to, logger
-from calm_graph.serve.settings import HttpSettings
-from tests.serve.conftest import HTTP, Served, serving
-from tests.serve.scripted import ScriptedClient
+from calm_graph.http.auth import KEYS_VARIABLE
+from calm_graph.http.logs import log_to, logger
+from calm_graph.http.settings import HttpSettings
+from tests.http.conftest import HTTP, Served, serving
+from tests.http.scripted import ScriptedClient
 
 COMPLETION = {"prompt": "Hello", "max_tokens": 3}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from calm_graph.serve.protocol import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
-from calm_graph.serve.service import Service, check_token_ids
-from calm_graph.serve.tokenise import chat_ids, text_ids
+from calm_graph.http.protocol import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
+from calm_graph.http.service import Service, check_token_ids
+from calm_graph.http.tokenise import chat_ids, text_ids
 
 
 class Tokenized(BaseModel):

@@ -12,9 +12,9 @@ import openai
 import pytest
 
 from calm_graph.errors import DeclarationError
-from calm_graph.serve.auth import KEYS_VARIABLE, Keys, read_keys
-from calm_graph.serve.settings import HttpSettings
-from tests.serve.conftest import Served, serving
+from calm_graph.http.auth import KEYS_VARIABLE, Keys, read_keys
+from calm_graph.http.settings import HttpSettings
+from tests.http.conftest import Served, serving
 
 COMPLETION = {"prompt": "Hello", "max_tokens": 1}
 

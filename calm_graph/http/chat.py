@@ -13,12 +13,12 @@ from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from openai.types.chat.chat_completion_chunk import ChoiceLogprobs as ChunkLogprobs
 
 from calm_graph.generate.requests import PromptOutput
-from calm_graph.serve.answers import Answers
-from calm_graph.serve.logprobs import chat_logprob
-from calm_graph.serve.objects import to_json, unchecked
-from calm_graph.serve.protocol import ChatBody
-from calm_graph.serve.record import RequestRecord, record_of
-from calm_graph.serve.replies import (
+from calm_graph.http.answers import Answers
+from calm_graph.http.logprobs import chat_logprob
+from calm_graph.http.objects import to_json, unchecked
+from calm_graph.http.protocol import ChatBody
+from calm_graph.http.record import RequestRecord, record_of
+from calm_graph.http.replies import (
     Call,
     Gathered,
     begin,
@@ -28,8 +28,8 @@ from calm_graph.serve.replies import (
     says_nothing,
     usage,
 )
-from calm_graph.serve.service import Lengths, Service, check_augmenters, check_choices, check_token_ids
-from calm_graph.serve.tokenise import chat_ids, refuse_far_too_long
+from calm_graph.http.service import Lengths, Service, check_augmenters, check_choices, check_token_ids
+from calm_graph.http.tokenise import chat_ids, refuse_far_too_long
 
 
 def chat_routes(service: Service) -> APIRouter:

@@ -9,12 +9,12 @@ from fastapi import APIRouter, Request, Response
 from openai.types import Completion, CompletionChoice
 
 from calm_graph.generate.requests import GenerationRequest, PromptOutput
-from calm_graph.serve.answers import Answers
-from calm_graph.serve.logprobs import Logged, completion_logprobs
-from calm_graph.serve.objects import to_json, unchecked
-from calm_graph.serve.protocol import CompletionBody
-from calm_graph.serve.record import RequestRecord, record_of
-from calm_graph.serve.replies import (
+from calm_graph.http.answers import Answers
+from calm_graph.http.logprobs import Logged, completion_logprobs
+from calm_graph.http.objects import to_json, unchecked
+from calm_graph.http.protocol import CompletionBody
+from calm_graph.http.record import RequestRecord, record_of
+from calm_graph.http.replies import (
     Call,
     Gathered,
     begin,
@@ -24,8 +24,8 @@ from calm_graph.serve.replies import (
     says_nothing,
     usage,
 )
-from calm_graph.serve.service import Lengths, Service, check_augmenters, check_choices, check_token_ids
-from calm_graph.serve.tokenise import refuse_far_too_long, text_ids
+from calm_graph.http.service import Lengths, Service, check_augmenters, check_choices, check_token_ids
+from calm_graph.http.tokenise import refuse_far_too_long, text_ids
 
 DEFAULT_MAX_TOKENS = 16
 

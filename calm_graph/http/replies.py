@@ -14,13 +14,13 @@ from starlette.responses import Response
 
 from calm_graph.generate.requests import GenerationRequest, TokenLogprob, TokenOutput
 from calm_graph.generate.sampling import Sampling
-from calm_graph.serve.answers import Answers
-from calm_graph.serve.client import ServedModel
-from calm_graph.serve.disconnect import unless_gone
-from calm_graph.serve.protocol import GenerationFields
-from calm_graph.serve.record import RequestRecord, record_of
-from calm_graph.serve.service import Service
-from calm_graph.serve.sse import EventStream
+from calm_graph.http.answers import Answers
+from calm_graph.http.client import ServedModel
+from calm_graph.http.disconnect import unless_gone
+from calm_graph.http.protocol import GenerationFields
+from calm_graph.http.record import RequestRecord, record_of
+from calm_graph.http.service import Service
+from calm_graph.http.sse import EventStream
 
 SKIPPED_HEADER = "x-calm-skipped-augmenters"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 
-from calm_graph.serve.errors import ApiError
+from calm_graph.http.errors import ApiError
 
 FOLDER = Path(__file__).with_name("page")
 MEDIA_TYPES = {

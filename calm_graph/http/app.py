@@ -8,18 +8,18 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from calm_graph.serve.auth import Doorkeeper, read_keys
-from calm_graph.serve.chat import chat_routes
-from calm_graph.serve.client import EngineClient
-from calm_graph.serve.completions import completion_routes
-from calm_graph.serve.errors import ErrorResponse, add_error_handlers
-from calm_graph.serve.metrics import Metrics
-from calm_graph.serve.middleware import BodyReader, Overflow, Recorder
-from calm_graph.serve.playground import playground_routes
-from calm_graph.serve.service import Service
-from calm_graph.serve.settings import HttpSettings
-from calm_graph.serve.tokens import token_routes
-from calm_graph.serve.watching import watching_routes
+from calm_graph.http.auth import Doorkeeper, read_keys
+from calm_graph.http.chat import chat_routes
+from calm_graph.http.client import EngineClient
+from calm_graph.http.completions import completion_routes
+from calm_graph.http.errors import ErrorResponse, add_error_handlers
+from calm_graph.http.metrics import Metrics
+from calm_graph.http.middleware import BodyReader, Overflow, Recorder
+from calm_graph.http.playground import playground_routes
+from calm_graph.http.service import Service
+from calm_graph.http.settings import HttpSettings
+from calm_graph.http.tokens import token_routes
+from calm_graph.http.watching import watching_routes
 
 
 def make_app(client: EngineClient, settings: HttpSettings | None = None) -> FastAPI:

@@ -10,11 +10,11 @@ from pydantic_core import from_json
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from calm_graph.serve.client import EngineClient
-from calm_graph.serve.errors import CLIENT_GONE, ApiError, as_api_error
-from calm_graph.serve.logs import log_request
-from calm_graph.serve.metrics import Metrics
-from calm_graph.serve.record import RequestRecord
+from calm_graph.http.client import EngineClient
+from calm_graph.http.errors import CLIENT_GONE, ApiError, as_api_error
+from calm_graph.http.logs import log_request
+from calm_graph.http.metrics import Metrics
+from calm_graph.http.record import RequestRecord
 
 ASKING_PATHS = frozenset({"/v1/completions", "/v1/chat/completions"})
 """Where tokens are asked for."""

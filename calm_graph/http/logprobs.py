@@ -10,7 +10,7 @@ from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from openai.types.completion_choice import Logprobs
 
 from calm_graph.generate.requests import TokenLogprob
-from calm_graph.serve.objects import unchecked
+from calm_graph.http.objects import unchecked
 
 _LOWEST = -9999.0  # JSON has no infinity; vLLM's number for it
 

@@ -8,9 +8,9 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from calm_graph.serve.settings import HttpSettings
-from tests.serve.conftest import HTTP, Served, serving
-from tests.serve.scripted import ScriptedClient
+from calm_graph.http.settings import HttpSettings
+from tests.http.conftest import HTTP, Served, serving
+from tests.http.scripted import ScriptedClient
 
 COMPLETION = {"model": "garden", "prompt": "Hello"}
 CHAT = {"model": "garden", "messages": [{"role": "user", "content": "Hello"}]}
@@ -232,7 +232,7 @@ def test_what_fits_into_no_context_is_not_even_tokenised(
     def fail(*_: object, **__: object) -> list[int]:
         raise AssertionError("tokenised")
 
-    monkeypatch.setattr("calm_graph.serve.tokenise.prompt_ids", fail)
+    monkeypatch.setattr("calm_graph.http.tokenise.prompt_ids", fail)
     text = "so " * 300_000
     messages = [{"role": "user", "content": text}]
     body = {"model": "garden", **({"messages": messages} if "chat" in path else {"prompt": text})}

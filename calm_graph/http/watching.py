@@ -11,9 +11,9 @@ from fastapi import APIRouter, Response
 from openai.types import Model
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from calm_graph.serve.client import ServedModel
-from calm_graph.serve.errors import ApiError
-from calm_graph.serve.service import Service
+from calm_graph.http.client import ServedModel
+from calm_graph.http.errors import ApiError
+from calm_graph.http.service import Service
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from tests.serve.conftest import Served
+from tests.http.conftest import Served
 
 USER = [{"role": "user", "content": "Hello world"}]
 

@@ -1,4 +1,4 @@
-"""The playground's routes; tests/serve/test_page_browser.py drives the page itself."""
+"""The playground's routes; tests/http/test_page_browser.py drives the page itself."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from calm_graph.http.playground import FOLDER, MEDIA_TYPES
+from calm_graph.http.settings import HttpSettings
 from calm_graph.model.composed import ComposedModel
 from calm_graph.plan import svg
 from calm_graph.plan.draw import colours
 from calm_graph.serve.local import LocalClient
-from calm_graph.serve.playground import FOLDER, MEDIA_TYPES
-from calm_graph.serve.settings import HttpSettings
-from tests.serve.conftest import Served, serving
-from tests.serve.scripted import ScriptedClient
+from tests.http.conftest import Served, serving
+from tests.http.scripted import ScriptedClient
 
 TRAINED = Path(__file__).parents[2] / "examples" / "arithmetic" / "trained"
 PATHS = {"/": "index.html", **{f"/page/{name}": name for name in MEDIA_TYPES}}

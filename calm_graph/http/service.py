@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from calm_graph.serve.client import EngineClient, ServedModel
-from calm_graph.serve.errors import ApiError, BadValueError
-from calm_graph.serve.metrics import Metrics
-from calm_graph.serve.settings import HttpSettings
+from calm_graph.http.client import EngineClient, ServedModel
+from calm_graph.http.errors import ApiError, BadValueError
+from calm_graph.http.metrics import Metrics
+from calm_graph.http.settings import HttpSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

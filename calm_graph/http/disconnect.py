@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from calm_graph.serve.errors import CLIENT_GONE, ApiError
+from calm_graph.http.errors import CLIENT_GONE, ApiError
 
 T = TypeVar("T")
 

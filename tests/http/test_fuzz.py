@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
-from calm_graph.serve.app import make_app
-from calm_graph.serve.fields import HARMLESS, UNSUPPORTED
-from calm_graph.serve.protocol import ChatBody, CompletionBody
-from tests.serve.conftest import HTTP, Served
-from tests.serve.scripted import ScriptedClient
+from calm_graph.http.app import make_app
+from calm_graph.http.fields import HARMLESS, UNSUPPORTED
+from calm_graph.http.protocol import ChatBody, CompletionBody
+from tests.http.conftest import HTTP, Served
+from tests.http.scripted import ScriptedClient
 
 QUICK = settings(
     max_examples=40,

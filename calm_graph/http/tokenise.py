@@ -11,9 +11,9 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from calm_graph.errors import InputError
+from calm_graph.http.errors import BadValueError
+from calm_graph.http.protocol import TemplateFields
 from calm_graph.model.prompts import messages_text, prompt_ids, render_chat
-from calm_graph.serve.errors import BadValueError
-from calm_graph.serve.protocol import TemplateFields
 
 T = TypeVar("T")
 
