@@ -17,7 +17,7 @@ from calm_graph.cli.common import (
 from calm_graph.errors import InputError
 
 if TYPE_CHECKING:
-    from calm_graph.generate.stream import Sampling
+    from calm_graph.generate.sampling import Sampling
     from calm_graph.model.composed import ComposedModel
 
 
@@ -87,8 +87,7 @@ def run(options: argparse.Namespace) -> int:
     model = load_model(options.checkpoint, exports=options.exports, remotes=options.remotes)
     from calm_graph.generate.stream import stream_text
 
-    with model.augmenters(scales):
-        answer = stream_text(model, prompt, sampling=sampling, on_text=None if options.json else write)
+    answer = stream_text(model, prompt, sampling=sampling, on_text=None if options.json else write, scales=scales)
     if options.json:
         facts: dict[str, object] = {
             "text": answer.text,
@@ -106,9 +105,14 @@ def run(options: argparse.Namespace) -> int:
 
 def read_sampling(options: argparse.Namespace) -> Sampling:
     """Return how tokens are chosen."""
-    from calm_graph.generate.stream import Sampling
+    from calm_graph.generate.sampling import Sampling
 
-    return Sampling(options.max_new_tokens, options.temperature, options.top_p, options.seed)
+    return Sampling(
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+    )
 
 
 def read_scales(given: Sequence[str]) -> dict[str, float]:

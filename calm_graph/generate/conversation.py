@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from calm_graph.generate.stream import Generation, Sampling, context_room, stream_text
+from calm_graph.generate.sampling import Sampling
+from calm_graph.generate.stream import Generation, context_room, stream_text
 from calm_graph.model.composed import ComposedModel
 from calm_graph.model.prompts import messages_text, prompt_ids, render_chat
 
@@ -79,15 +80,15 @@ class Conversation:
                 prompt_text = messages_text(self.messages)
             else:
                 prompt = prompt_text = text
-            with self.model.augmenters(self.scales):
-                answer = stream_text(
-                    self.model,
-                    prompt,
-                    sampling=self.sampling,
-                    on_text=on_text,
-                    prompt_text=prompt_text,
-                    rendered=self.has_template,
-                )
+            answer = stream_text(
+                self.model,
+                prompt,
+                sampling=self.sampling,
+                on_text=on_text,
+                prompt_text=prompt_text,
+                rendered=self.has_template,
+                scales=self.scales,
+            )
         except BaseException:
             self.messages.pop()
             raise

@@ -58,7 +58,7 @@ def test_generate_reads_standard_input_and_scales(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["x", "--temperature", "-1"], "temperature: got -1.0, but 0 or more is allowed"),
+        (["x", "--temperature", "-1"], "temperature: got -1.0, but 0..100 is allowed"),
         (["x", "--augmenter", "same"], "augmenter: got 'same', but NAME=SCALE is needed"),
         (["x", "--augmenter", "nobody=1"], "got 'nobody'"),
         ([""], "prompt: got an empty text"),

@@ -9,7 +9,8 @@ import pytest
 from calm_graph.errors import InputError
 from calm_graph.generate import conversation as conversation_module
 from calm_graph.generate.conversation import Conversation
-from calm_graph.generate.stream import Generation, Sampling
+from calm_graph.generate.sampling import Sampling
+from calm_graph.generate.stream import Generation
 from calm_graph.model.composed import ComposedModel
 
 

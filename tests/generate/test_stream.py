@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 
 from calm_graph.errors import InputError
-from calm_graph.generate.stream import Sampling, stream_text
+from calm_graph.generate.sampling import Sampling
+from calm_graph.generate.stream import stream_text
 from calm_graph.model.composed import ComposedModel
 from tests.model.pico import CONTEXT
 
@@ -45,6 +47,7 @@ def test_ctrl_c_returns_what_was_written(answering: ComposedModel, monkeypatch: 
     calls = iter(range(100))
     original = answering.anchor.forward
 
+    @functools.wraps(original)  # the engine asks what it takes
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == 4:
             raise KeyboardInterrupt
@@ -76,5 +79,5 @@ def test_an_answer_ends_with_the_context(answering: ComposedModel) -> None:
 
 
 def test_impossible_sampling_is_named_all_at_once() -> None:
-    with pytest.raises(InputError, match=r"max_new_tokens: got 0.*temperature: got -1.*top_p: got 2"):
-        Sampling(max_new_tokens=0, temperature=-1, top_p=2)
+    with pytest.raises(InputError, match=r"max_new_tokens: got -1.*temperature: got -1.*top_p: got 2"):
+        Sampling(max_new_tokens=-1, temperature=-1, top_p=2)
