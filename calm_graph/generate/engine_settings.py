@@ -15,7 +15,8 @@ class EngineSettings:
         max_cache_tokens: Tokens of the anchor kept in all, padding included: the rows times the longest of them.
         prefill_tokens: Prompt tokens read between two steps of the answers under way.
         max_prefills: Prompts being read at the same time, so that a short one need not wait until a long one is read.
-        prefix_tokens: Tokens of prompts kept for later requests that begin alike; 0 keeps none.
+        prefix_tokens: Tokens of prompts kept for later requests that begin alike, short prompts counted as 32; 0 keeps
+            none.
     """
 
     max_running: int = 16

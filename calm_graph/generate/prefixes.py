@@ -13,6 +13,9 @@ from calm_graph.generate.batch import Group
 from calm_graph.generate.prefill import Prefill
 from calm_graph.generate.requests import GenerationRequest
 
+_LEAST = 32
+"""Tokens that a prompt counts for at least: what is kept beside its tokens takes room as well."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
@@ -34,10 +37,10 @@ class Prefixes:
     part of it is of no use.
 
     Args:
-        max_tokens: Anchor tokens kept in all; 0 keeps none.
+        max_tokens: Anchor tokens kept in all; 0 keeps none. A short prompt counts for 32.
 
     Attributes:
-        num_tokens: Anchor tokens kept now.
+        num_tokens: Anchor tokens kept now, counted so.
     """
 
     def __init__(self, max_tokens: int) -> None:
@@ -74,7 +77,7 @@ class Prefixes:
         """Keep a prompt that was read."""
         assert prefill.logits_TV is not None
         key = _key(prefill, request)
-        if len(prefill.ids) > self._max_tokens or key in self._kept:
+        if _cost(prefill.ids) > self._max_tokens or key in self._kept:
             return
         self._kept[key] = _Kept(
             ids=prefill.ids,
@@ -83,9 +86,13 @@ class Prefixes:
             logits_TV=prefill.logits_TV,
             contributions=prefill.contributions,
         )
-        self.num_tokens += len(prefill.ids)
+        self.num_tokens += _cost(prefill.ids)
         while self.num_tokens > self._max_tokens:
-            self.num_tokens -= len(self._kept.popitem(last=False)[1].ids)
+            self.num_tokens -= _cost(self._kept.popitem(last=False)[1].ids)
+
+
+def _cost(ids: Sequence[int]) -> int:
+    return max(len(ids), _LEAST)
 
 
 def _key(prefill: Prefill, request: GenerationRequest) -> Hashable:

@@ -10,11 +10,11 @@ composition = Composition(
     augmenters=[
         Augmenter(
             "private-prices",
-            # The value is in the augmenter's last state at a key's last token. It is written early, where the anchor
-            # puts together what a number is, at the key itself: `distance` lets each place prefer what is near.
-            attach=at(anchor_layers=[1, 3, 5, 8, 11], augmenter_layers=[1, 1, 1, 1, 1]),
+            # The value is in the augmenter's last state at a key's last token. It is written over the key's own tokens,
+            # in the first blocks, before the anchor puts digits together; `full`, because the first digit belongs at
+            # a token before the last, and `distance`, because both belong to the nearest key.
+            attach=at(anchor_layers=[0, 1, 2, 4], augmenter_layers=[1, 1, 1, 1]),
             reading="prompt",
-            prompt_visibility="causal",
             positions="distance",
         )
     ],

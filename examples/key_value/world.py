@@ -28,9 +28,9 @@ def table() -> dict[str, int]:
     keys: list[str] = []
     taken: set[str] = set()
     while len(keys) < NUM_KEYS:
-        key = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 5)))
+        key = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(4, 6)))
         # No key is the beginning of another: after its last token nothing can follow that makes it a different one.
-        if not any(key[:end] in taken for end in range(3, len(key) + 1)) and not any(k.startswith(key) for k in keys):
+        if not any(key[:end] in taken for end in range(4, len(key) + 1)) and not any(k.startswith(key) for k in keys):
             keys.append(key)
             taken.add(key)
     values = [1 + index % HIGHEST for index in range(NUM_KEYS)]

@@ -186,7 +186,7 @@ def test_streams_under_way_end_whole_when_the_server_is_told_to_stop(tmp_path: P
             with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
                 for line in response.iter_lines():
                     lines += [line] if line else []
-                    if len(lines) == 1:
+                    if line and len(lines) == 1:
                         begun.wait(60)
             return lines
 
