@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import lm_eval.models  # noqa: F401  # it names its own models only while none of ours is named
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 

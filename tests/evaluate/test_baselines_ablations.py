@@ -15,7 +15,7 @@ from calm_graph.evaluate.baselines.random_weights import randomise, read_random
 from calm_graph.evaluate.baselines.train import train_baselines
 from calm_graph.model.composed import ComposedModel
 from calm_graph.plan.graph import make_plan
-from registry import ModelCard, Registry
+from registry import ModelCard, Registry, registry
 from registry.fingerprint import tokenizer_fingerprint
 from registry.weights import load_causal_lm
 from tests.model.pico import Zoo
@@ -107,8 +107,10 @@ def test_a_random_model_has_the_shape_and_nothing_of_the_weights(zoo: Zoo, tmp_p
 
 
 def test_the_command_writes_a_model_that_can_be_named(
-    zoo: Zoo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    zoo: Zoo, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Commands add --registry folders to the default registry, which other tests must not see.
+    monkeypatch.setattr(registry, "_cards", dict(registry._cards))
     cards = tmp_path / "cards"
     cards.mkdir()
     (cards / "same.json").write_text(zoo.registry.get("same").model_dump_json())
