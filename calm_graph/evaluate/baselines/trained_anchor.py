@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -69,7 +70,7 @@ class Description:
             raise CheckpointError(f"{file}: damaged ({error}); train the baseline again") from error
 
 
-class TrainedAnchor(ComposedModel):
+class TrainedAnchor(ComposedModel, ABC):  # type: ignore[misc]  # as of ComposedModel itself
     """An anchor alone, of whose weights some are trained; each kind says which, and how they are kept.
 
     It is a composed model without augmenters, so loss, batches, order, evaluation, states and the choice of the best
@@ -143,10 +144,10 @@ class TrainedAnchor(ComposedModel):
             )
         self.read_trained(Path(folder))
 
+    @abstractmethod
     def write_trained(self, folder: Path) -> None:
         """Write the trained tensors."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_trained(self, folder: Path) -> None:
         """Put the tensors of a folder over the trained ones."""
-        raise NotImplementedError
