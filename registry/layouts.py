@@ -46,6 +46,8 @@ class Layout:
     """Norms of a block that read states of the model's width; training keeps what each of them reads."""
     norms_queries: bool = False
     """Whether queries and keys are normalised, too."""
+    pairwise_masks: bool = True
+    """Whether it takes a mask of pairs of tokens, float [B, 1, S, L]; ALiBi counts distances in a mask of tokens."""
 
 
 _DECODER = Layout()
@@ -80,7 +82,14 @@ LAYOUTS: Mapping[str, Layout] = {
     "apertus": _NORMED_QUERIES,
     "arcee": _DECODER,
     "bert": _BERT,
-    "bloom": Layout(blocks="h", num_layers="n_layer", num_heads="n_head", context_length=None, tuple_blocks=True),
+    "bloom": Layout(
+        blocks="h",
+        num_layers="n_layer",
+        num_heads="n_head",
+        context_length=None,
+        tuple_blocks=True,
+        pairwise_masks=False,
+    ),
     "clip_vision_model": _VISION,
     "cohere": _PARALLEL,
     "cohere2": _PARALLEL,
@@ -101,6 +110,7 @@ LAYOUTS: Mapping[str, Layout] = {
         intermediate_size="ffn_hidden_size",
         num_norms=1,
         tuple_blocks=True,
+        pairwise_masks=False,
     ),
     "gemma": _DECODER,
     "gemma2": Layout(num_norms=4),
@@ -133,6 +143,7 @@ LAYOUTS: Mapping[str, Layout] = {
         num_heads="n_heads",
         context_length="max_seq_len",
         tuple_blocks=True,
+        pairwise_masks=False,
     ),
     "olmo": _DECODER,
     "olmo2": _NORMED_QUERIES,

@@ -68,6 +68,7 @@ class Backend(nn.Module, ABC):
         taps: frozenset[int],
         writes: Mapping[int, Write],
         cache: RaggedCache | None = None,
+        withdrawn_at_BS: torch.Tensor | None = None,
     ) -> dict[int, torch.Tensor]:
         """Run the model on left-padded tokens, after those already in `cache`.
 
@@ -78,6 +79,7 @@ class Backend(nn.Module, ABC):
             taps: Layers to return.
             writes: What attachments into this model add, by layer.
             cache: Keys and values of earlier tokens; these tokens are added to it.
+            withdrawn_at_BS: int64, from when on each token is not seen any more, if that can happen to them.
 
         Returns:
             Layer -> states, float [B, S, C].

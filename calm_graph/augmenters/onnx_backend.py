@@ -67,9 +67,10 @@ class OnnxBackend(Backend):
         taps: frozenset[int],
         writes: Mapping[int, Write],
         cache: RaggedCache | None = None,
+        withdrawn_at_BS: torch.Tensor | None = None,
     ) -> dict[int, torch.Tensor]:
         """See `Backend.read_tokens`."""
-        assert not writes, "a plan lets nothing write into a graph"
+        assert not writes and withdrawn_at_BS is None, "a plan lets nothing write into a graph, and withdraws nothing"
         back_BS = None
         if cache is None or cache.real_BL is None:
             past: dict[str, Array] = {**self.session.empty_past(len(ids_BS))}

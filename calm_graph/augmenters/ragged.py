@@ -9,6 +9,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from calm_graph.augmenters.pairs import NEVER, withdrawn
+
 
 def right_aligned(real_BS: torch.Tensor) -> torch.Tensor | None:
     """Order of slots that moves each row's real slots to its right end, keeping their order.
@@ -35,37 +37,76 @@ class RaggedCache(DynamicCache):
 
     Attributes:
         real_BL: bool, True where a slot holds a real token.
-        known_at_BL: int64, anchor position from which the slot's token is known (for `crop_after`).
+        span_BL2: int64, anchor positions from which the slot's token is known, and from which it is withdrawn.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.real_BL: torch.Tensor | None = None
-        self.known_at_BL: torch.Tensor | None = None
+        self.span_BL2: torch.Tensor | None = None
         self._order_BL: torch.Tensor | None = None
 
-    def append(self, real_BS: torch.Tensor, known_at_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def append(
+        self, real_BS: torch.Tensor, known_at_BS: torch.Tensor, withdrawn_at_BS: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Announce the tokens that the next forward will add; call before it.
 
         Args:
             real_BS: bool, left-padded.
             known_at_BS: int64.
+            withdrawn_at_BS: int64; None: none of them is.
 
         Returns:
-            The attention mask over old and new slots, bool [B, L + S], and the new tokens' positions, int64 [B, S].
+            The attention mask over old and new slots, bool [B, L + S], and the new tokens' positions, int64 [B, S]; of
+            use only where `span_BL2` withdraws nothing.
         """
+        if withdrawn_at_BS is None:
+            withdrawn_at_BS = torch.full_like(known_at_BS, NEVER)
+        else:
+            self._drop_withdrawn(known_at_BS.masked_fill(~real_BS, NEVER).amin(dim=1))
+        span_BL2 = torch.stack([known_at_BS, withdrawn_at_BS], dim=-1)
         old_real_BL = real_BS.new_zeros(real_BS.shape[0], 0) if self.real_BL is None else self.real_BL
-        old_known_BL = known_at_BS.new_zeros(known_at_BS.shape[0], 0) if self.known_at_BL is None else self.known_at_BL
+        old_span_BL2 = span_BL2[:, :0] if self.span_BL2 is None else self.span_BL2
         real_BL = torch.cat([old_real_BL, real_BS], dim=1)
-        known_at_BL = torch.cat([old_known_BL, known_at_BS], dim=1)
+        span_BL2 = torch.cat([old_span_BL2, span_BL2], dim=1)
         positions_BS = old_real_BL.sum(dim=1, keepdim=True) + real_BS.cumsum(dim=1) - 1
         # Rows that all grow stay as they stand, which is every step of an anchor's decoding.
         self._order_BL = None if bool(real_BS.all()) else right_aligned(real_BL)
         if self._order_BL is not None:
-            real_BL = real_BL.gather(1, self._order_BL)
-            known_at_BL = known_at_BL.gather(1, self._order_BL)
-        self.real_BL, self.known_at_BL = real_BL, known_at_BL
+            real_BL, span_BL2 = real_BL.gather(1, self._order_BL), _slots(span_BL2, self._order_BL)
+        self.real_BL, self.span_BL2 = real_BL, span_BL2
         return real_BL, positions_BS.clamp(min=0)
+
+    def withdraw(self, at_BR: torch.Tensor) -> None:
+        """Withdraw the newest tokens; they are dropped once no token before that is to come.
+
+        Args:
+            at_BR: int64, when: of the newest token that is not withdrawn yet first; NEVER where none is meant.
+        """
+        if self.real_BL is not None and self.span_BL2 is not None:
+            known_at_BL, withdrawn_at_BL = self.span_BL2.unbind(-1)
+            self.span_BL2 = torch.stack([known_at_BL, withdrawn(self.real_BL, withdrawn_at_BL, at_BR)], dim=-1)
+
+    def _drop_withdrawn(self, now_B: torch.Tensor) -> None:
+        if self.real_BL is None or self.span_BL2 is None:
+            return
+        self.real_BL = self.real_BL & ((self.span_BL2[..., 1] > now_B[:, None]) | (self.span_BL2[..., 1] == NEVER))
+        self._align()
+
+    def _align(self) -> None:
+        """Close the gaps that dropped tokens left."""
+        assert self.real_BL is not None and self.span_BL2 is not None
+        is_left = self.real_BL.any(dim=0)
+        tail = int(is_left.flip(0).to(torch.uint8).argmax()) if bool(is_left.any()) else len(is_left)
+        if tail:  # what all rows drop takes no copy
+            end = len(is_left) - tail
+            self.real_BL, self.span_BL2 = self.real_BL[:, :end], self.span_BL2[:, :end]
+            self._map(lambda states: states[:, :, :end])
+        order_BL = right_aligned(self.real_BL)
+        if order_BL is not None:
+            self.real_BL, self.span_BL2 = self.real_BL.gather(1, order_BL), _slots(self.span_BL2, order_BL)
+            self._map(lambda states: _gathered(states, order_BL))
+        self.trim()
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -107,28 +148,25 @@ class RaggedCache(DynamicCache):
 
     def trim(self) -> None:
         """Drop leading slots that are padding in every row; call after the forward."""
-        assert self.real_BL is not None and self.known_at_BL is not None
+        assert self.real_BL is not None and self.span_BL2 is not None
         lead = int((~self.real_BL).to(torch.uint8).cumprod(dim=1).sum(dim=1).min())
         if lead:
-            self.real_BL, self.known_at_BL = self.real_BL[:, lead:], self.known_at_BL[:, lead:]
+            self.real_BL, self.span_BL2 = self.real_BL[:, lead:], self.span_BL2[:, lead:]
             self._map(lambda states: states[:, :, lead:])
 
     def crop_after(self, last_B: torch.Tensor) -> None:
-        """Forget the tokens that were not known yet at anchor position `last_B`, int64 [B]."""
-        if self.real_BL is None or self.known_at_BL is None:
+        """Forget the tokens that were not known yet at anchor position `last_B`, int64 [B], or are withdrawn."""
+        if self.real_BL is None or self.span_BL2 is None:
             return
-        self.real_BL = self.real_BL & (self.known_at_BL <= last_B[:, None])
-        order_BL = right_aligned(self.real_BL)
-        if order_BL is not None:
-            self.real_BL, self.known_at_BL = self.real_BL.gather(1, order_BL), self.known_at_BL.gather(1, order_BL)
-            self._map(lambda states: _gathered(states, order_BL))
-        self.trim()
+        known_at_BL, withdrawn_at_BL = self.span_BL2.unbind(-1)
+        self.real_BL = self.real_BL & (known_at_BL <= last_B[:, None]) & (withdrawn_at_BL == NEVER)
+        self._align()
 
     def select(self, rows_B: torch.Tensor) -> None:
         """Keep (and repeat) rows: row i becomes the old row `rows_B[i]`."""
-        if self.real_BL is None or self.known_at_BL is None:
+        if self.real_BL is None or self.span_BL2 is None:
             return
-        self.real_BL, self.known_at_BL = self.real_BL[rows_B], self.known_at_BL[rows_B]
+        self.real_BL, self.span_BL2 = self.real_BL[rows_B], self.span_BL2[rows_B]
         self._map(lambda states: states[rows_B.to(states.device)])
 
     def copy(self, *, num_slots: int | None = None) -> RaggedCache:
@@ -138,8 +176,8 @@ class RaggedCache(DynamicCache):
             num_slots: Its first so many slots; None: all.
         """
         copied = RaggedCache()
-        if self.real_BL is not None and self.known_at_BL is not None:
-            copied.real_BL, copied.known_at_BL = self.real_BL[:, :num_slots], self.known_at_BL[:, :num_slots]
+        if self.real_BL is not None and self.span_BL2 is not None:
+            copied.real_BL, copied.span_BL2 = self.real_BL[:, :num_slots], self.span_BL2[:, :num_slots]
             copied.replace([states[:, :, :num_slots] for states in self.keys_values()])
         return copied
 
@@ -157,7 +195,7 @@ class RaggedCache(DynamicCache):
         assert above.real_BL is not None and below.real_BL is not None
         width = max(above.real_BL.shape[1], below.real_BL.shape[1])
         self.real_BL = _stacked(above.real_BL, below.real_BL, width)
-        self.known_at_BL = _stacked(above.known_at_BL, below.known_at_BL, width)
+        self.span_BL2 = _stacked(above.span_BL2, below.span_BL2, width)
         states = [
             _stacked(upper, lower, width, dim=2)
             for upper, lower in zip(above.keys_values(), below.keys_values(), strict=True)
@@ -168,10 +206,10 @@ class RaggedCache(DynamicCache):
     def _or_empty(self, num_rows: int, *, like: RaggedCache) -> RaggedCache:
         if self.real_BL is not None:
             return self
-        assert like.real_BL is not None and like.known_at_BL is not None
+        assert like.real_BL is not None and like.span_BL2 is not None
         empty = RaggedCache()
-        empty.real_BL, empty.known_at_BL = (
-            each.new_zeros(num_rows, each.shape[1]) for each in (like.real_BL, like.known_at_BL)
+        empty.real_BL, empty.span_BL2 = (
+            each.new_zeros(num_rows, *each.shape[1:]) for each in (like.real_BL, like.span_BL2)
         )
         empty.replace([states.new_zeros(num_rows, *states.shape[1:]) for states in like.keys_values()])
         return empty
@@ -180,6 +218,10 @@ class RaggedCache(DynamicCache):
         for layer in self.layers:
             assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
             layer.keys, layer.values = change(layer.keys), change(layer.values)
+
+
+def _slots(span_BL2: torch.Tensor, order_BL: torch.Tensor) -> torch.Tensor:
+    return span_BL2.gather(1, order_BL[:, :, None].expand(-1, -1, 2))
 
 
 def _gathered(states_BNLH: torch.Tensor, order_BL: torch.Tensor) -> torch.Tensor:

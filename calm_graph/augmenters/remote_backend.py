@@ -66,6 +66,7 @@ class RemoteBackend(Backend):
         taps: frozenset[int],
         writes: Mapping[int, Write],
         cache: RaggedCache | None = None,
+        withdrawn_at_BS: torch.Tensor | None = None,
     ) -> dict[int, torch.Tensor]:
         """See `Backend.read_tokens`.
 

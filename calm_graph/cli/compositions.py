@@ -141,6 +141,7 @@ def _described(plan: Plan, cost: Estimate) -> dict[str, Any]:
                 "num_blocks": run.num_blocks,
                 "taps": run.taps,
                 "reading": run.reading,
+                "open_words": run.open_words,
                 "runtime": run.runtime,
                 **dataclasses.asdict(cost.runs[run.name]),
             }

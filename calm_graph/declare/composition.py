@@ -14,6 +14,7 @@ Reading = Literal["prompt", "stream"]
 PromptVisibility = Literal["full", "causal"]
 Gate = Literal["none", "tanh"]
 Positions = Literal["none", "rotary", "distance"]
+OpenWords = Literal["wait", "read"]
 Runtime = Literal["torch", "onnx", "remote"]
 IfUnavailable = Literal["fail", "skip"]
 
@@ -90,6 +91,9 @@ class Augmenter(Declared):
         reading: Which text it sees: the `prompt` once, or the `stream` (the prompt and every new token).
         prompt_visibility: `full`: every anchor position may see the whole prompt; `causal`: only what it has read.
         prompt_template: The text it reads in place of the prompt, with one `{prompt}`; None reads the prompt itself.
+        open_words: With a tokenizer of its own, the last word of a text that grows may be cut into other tokens once
+            it goes on. `wait`: it is read when the next one begins, so what the augmenter expects next is a word late.
+            `read`: it is read at once, as if it ended there, and withdrawn if it goes on.
         num_heads: Attention heads of the attachments; None takes the anchor's.
         gate: `tanh` multiplies each attachment's output by the tanh of a trained number.
         positions: `rotary` rotates queries and keys by the aligned text index; `distance` prefers what stands near in
@@ -112,6 +116,7 @@ class Augmenter(Declared):
     reading: Reading = "stream"
     prompt_visibility: PromptVisibility = "full"
     prompt_template: str | None = None
+    open_words: OpenWords = "wait"
     num_heads: StrictInt | None = None
     gate: Gate = "none"
     positions: Positions = "none"
@@ -129,6 +134,7 @@ class Augmenter(Declared):
             reading: Reading = ...,
             prompt_visibility: PromptVisibility = ...,
             prompt_template: str | None = ...,
+            open_words: OpenWords = ...,
             num_heads: int | None = ...,
             gate: Gate = ...,
             positions: Positions = ...,

@@ -178,7 +178,10 @@ class AugmenterGraph(nn.Module):
         """
         assert request.prompt_lengths_B is not None
         new = tokens.where(tokens.index_BT >= request.prompt_lengths_B[:, None])
-        self._run(request, {name: reader.push(new) for name, reader in request.readers.items()})
+        read = {name: reader.push(new) for name, reader in request.readers.items()}
+        for name, (_, withdrawn_at_BR) in read.items():
+            request.withdraw(name, withdrawn_at_BR)
+        self._run(request, {name: known for name, (known, _) in read.items()})
         request.last_index_B = torch.maximum(request.prompt_lengths_B - 1, tokens.index_BT.max(dim=1).values)
 
     def start_reads(self, request: Request) -> None:
@@ -279,7 +282,7 @@ class AugmenterGraph(nn.Module):
                 continue
             # Once an edge, to where its attachments are: all that counts tokens is elsewhere if the models are.
             device = next(self.attachments[edge.attachments[0].key].parameters()).device
-            visible_BTS = context.threshold_BS.to(device)[:, None, :] <= clock_BT.to(device)[:, :, None]
+            visible_BTS = context.visible(clock_BT.to(device))
             for planned in edge.attachments:
                 by_layer[planned.anchor_layer].append(
                     _attending(
@@ -332,6 +335,7 @@ class AugmenterGraph(nn.Module):
                 taps=frozenset(run.taps),
                 writes=writes,
                 cache=request.caches.get(run.name),
+                withdrawn_at_BS=tokens.withdrawn_at_BS if run.open_words == "read" else None,
             )
         self._offer(request, run.name, tokens, states)
 
@@ -367,6 +371,7 @@ class AugmenterGraph(nn.Module):
             context = EdgeContext(
                 threshold_BS=tokens.thresholds(prompt_is_open=is_open),
                 known_at_BS=tokens.known_at_BS,
+                withdrawn_at_BS=tokens.withdrawn_at_BS,
                 index_BS=tokens.index_BS,
                 layers=layers,
             )

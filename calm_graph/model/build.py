@@ -363,6 +363,7 @@ def text_readers(plan: Plan, tokenizer: Any) -> dict[str, Callable[[], Reader]]:
             tokenizer=TextTokenizer.of(load_tokenizer(run.card)),
             streams=streams,
             template=run.prompt_template,
+            open_words=run.open_words,
         )
     return readers
 

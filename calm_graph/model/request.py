@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch.nn import functional as F
 
+from calm_graph.augmenters.pairs import NEVER, earlier_withdrawn, withdrawn
 from calm_graph.augmenters.ragged import RaggedCache
 from calm_graph.model.alignment import Reader
 from calm_graph.model.stored import StoredStates
-from calm_graph.model.tokens import NEVER, Tokens
+from calm_graph.model.tokens import Tokens
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -25,12 +26,14 @@ class EdgeContext:
     Attributes:
         threshold_BS: int64; the token is visible to positions whose clock is at least this. NEVER on padding.
         known_at_BS: int64, anchor index from which the token is known.
+        withdrawn_at_BS: int64, anchor index from which it is not visible any more.
         index_BS: int64, anchor index where the token's text stands.
         layers: Attachment key -> keys and values, float [B, N, S, H].
     """
 
     threshold_BS: torch.Tensor
     known_at_BS: torch.Tensor
+    withdrawn_at_BS: torch.Tensor
     index_BS: torch.Tensor
     layers: dict[str, KeysValues]
 
@@ -39,6 +42,7 @@ class EdgeContext:
         return EdgeContext(
             threshold_BS=torch.cat([self.threshold_BS, later.threshold_BS], dim=1),
             known_at_BS=torch.cat([self.known_at_BS, later.known_at_BS], dim=1),
+            withdrawn_at_BS=torch.cat([self.withdrawn_at_BS, later.withdrawn_at_BS], dim=1),
             index_BS=torch.cat([self.index_BS, later.index_BS], dim=1),
             layers={
                 key: (torch.cat([keys, later.layers[key][0]], dim=2), torch.cat([values, later.layers[key][1]], dim=2))
@@ -53,6 +57,7 @@ class EdgeContext:
         joined = EdgeContext(
             threshold_BS=torch.cat([each.threshold_BS for each in both]),
             known_at_BS=torch.cat([each.known_at_BS for each in both]),
+            withdrawn_at_BS=torch.cat([each.withdrawn_at_BS for each in both]),
             index_BS=torch.cat([each.index_BS for each in both]),
             layers={
                 key: (
@@ -83,6 +88,7 @@ class EdgeContext:
         return EdgeContext(
             threshold_BS=self.threshold_BS.gather(1, order_BS),
             known_at_BS=self.known_at_BS.gather(1, order_BS),
+            withdrawn_at_BS=self.withdrawn_at_BS.gather(1, order_BS),
             index_BS=self.index_BS.gather(1, order_BS),
             layers={key: (gathered(keys), gathered(values)) for key, (keys, values) in self.layers.items()},
         )
@@ -94,6 +100,7 @@ class EdgeContext:
         return EdgeContext(
             threshold_BS=F.pad(self.threshold_BS, (missing, 0), value=NEVER),
             known_at_BS=F.pad(self.known_at_BS, (missing, 0), value=NEVER),
+            withdrawn_at_BS=F.pad(self.withdrawn_at_BS, (missing, 0), value=NEVER),
             index_BS=F.pad(self.index_BS, (missing, 0)),
             layers={
                 key: (F.pad(keys, (0, 0, missing, 0)), F.pad(values, (0, 0, missing, 0)))
@@ -105,8 +112,27 @@ class EdgeContext:
         return EdgeContext(
             threshold_BS=self.threshold_BS[:, columns],
             known_at_BS=self.known_at_BS[:, columns],
+            withdrawn_at_BS=self.withdrawn_at_BS[:, columns],
             index_BS=self.index_BS[:, columns],
             layers={key: (keys[:, :, columns], values[:, :, columns]) for key, (keys, values) in self.layers.items()},
+        )
+
+    def visible(self, clock_BT: torch.Tensor) -> torch.Tensor:
+        """What positions with these clocks, int64 [B, T], see: bool [B, T, S], on their device."""
+        from_BS, until_BS = self.threshold_BS.to(clock_BT.device), self.withdrawn_at_BS.to(clock_BT.device)
+        return (from_BS[:, None, :] <= clock_BT[:, :, None]) & (clock_BT[:, :, None] < until_BS[:, None, :])
+
+    def withdraw(self, at_BR: torch.Tensor) -> EdgeContext:
+        """Withdraw the newest tokens: see `pairs.withdrawn`."""
+        return replace(self, withdrawn_at_BS=withdrawn(self.threshold_BS != NEVER, self.withdrawn_at_BS, at_BR))
+
+    def forget_after(self, last_B: torch.Tensor) -> EdgeContext:
+        """Hide what was not known at anchor index `last_B`, int64 [B], and what was withdrawn after it."""
+        last_B1 = last_B.to(self.known_at_BS.device)[:, None]
+        return replace(
+            self,
+            threshold_BS=self.threshold_BS.masked_fill(self.known_at_BS > last_B1, NEVER),
+            withdrawn_at_BS=earlier_withdrawn(self.withdrawn_at_BS, last_B1),
         )
 
     def select(self, rows_B: torch.Tensor) -> EdgeContext:
@@ -114,6 +140,7 @@ class EdgeContext:
         return EdgeContext(
             threshold_BS=_rows(self.threshold_BS, rows_B),
             known_at_BS=_rows(self.known_at_BS, rows_B),
+            withdrawn_at_BS=_rows(self.withdrawn_at_BS, rows_B),
             index_BS=_rows(self.index_BS, rows_B),
             layers={key: (_rows(keys, rows_B), _rows(values, rows_B)) for key, (keys, values) in self.layers.items()},
         )
@@ -218,6 +245,23 @@ class Request:
         self.prompt_lengths_B = torch.cat([self.prompt_lengths_B, other.prompt_lengths_B])
         self.last_index_B = torch.cat([self.last_index_B, other.last_index_B])
 
+    def withdraw(self, run: str, at_BR: torch.Tensor) -> None:
+        """Withdraw the newest tokens of a run, wherever they are by now.
+
+        Args:
+            run: Its name.
+            at_BR: int64, when: of the newest token that stands first; NEVER where none is meant.
+        """
+        if at_BR.shape[1] == 0:
+            return
+        if run in self.waiting:
+            self.waiting[run], at_BR = self.waiting[run].withdraw(at_BR)
+        if run in self.caches:
+            self.caches[run].withdraw(at_BR)
+        for edge, context in self.contexts.items():
+            if edge[0] == run:
+                self.contexts[edge] = context.withdraw(at_BR)
+
     def check_drop(self, num_tokens: int) -> None:
         """Refuse to forget more tokens than the completion has.
 
@@ -239,9 +283,7 @@ class Request:
             reader.drop_last(num_tokens)
         for cache in self.caches.values():
             cache.crop_after(last_B)
-        for context in self.contexts.values():
-            unknown_BS = context.known_at_BS > last_B.to(context.known_at_BS.device)[:, None]
-            context.threshold_BS = context.threshold_BS.masked_fill(unknown_BS, NEVER)
+        self.contexts = {edge: context.forget_after(last_B) for edge, context in self.contexts.items()}
         self.waiting = {run: tokens.known_by(last_B) for run, tokens in self.waiting.items()}
 
 

@@ -45,6 +45,11 @@ class SegmentStream:
         twin._decoder.setstate(self._decoder.getstate())
         return twin
 
+    @property
+    def open(self) -> str:
+        """The segment that may still go on; characters of which bytes are missing are not in it."""
+        return "".join(self._open)
+
     def push(self, data: bytes) -> list[str]:
         """Add bytes (characters may be cut anywhere) and return the segments that became final, in order."""
         final: list[str] = []

@@ -63,6 +63,10 @@ class TextTokenizer:
         own_ends = [byte_at[end] for _, end in encoding.offsets[lead:tail]]
         return ids, [0] * (lead + len(before)) + own_ends + [byte_at[-1]] * (len(after) + len(closing))
 
+    def encode_segments(self, segments: list[str]) -> list[list[int]]:
+        """Encode pieces of a text, each on its own: token ids of each."""
+        return [each.ids for each in self.continuation.encode_batch_fast(segments, add_special_tokens=False)]
+
     def _around(self, encoding: Encoding) -> tuple[int, int]:
         """Count the control tokens before and after the text's own tokens."""
         for shown in (encoding, self.prompt.encode("a")):  # a text without tokens does not show which of them close it

@@ -7,8 +7,11 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch.nn import functional as F
 
+from calm_graph.augmenters.pairs import NEVER, earlier_withdrawn, withdrawn
+
 ALWAYS = -1
-NEVER = 2**62
+
+_PADDING = {"known_at_BS": NEVER, "withdrawn_at_BS": NEVER}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +40,9 @@ class Tokens:
     Attributes:
         ids_BS: int64.
         real_BS: bool, False on padding.
-        known_at_BS: int64, anchor index from which the token's text is known and final; NEVER on padding.
+        known_at_BS: int64, anchor index from which the token's text is known; NEVER on padding.
+        withdrawn_at_BS: int64, anchor index from which its text turned out to go on, so that other tokens stand for it;
+            NEVER for a token that is final.
         index_BS: int64, anchor index where its text stands (what rotary positions turn by).
         prompt_BS: bool, True if the token belongs to the sealed prompt.
     """
@@ -45,6 +50,7 @@ class Tokens:
     ids_BS: torch.Tensor
     real_BS: torch.Tensor
     known_at_BS: torch.Tensor
+    withdrawn_at_BS: torch.Tensor
     index_BS: torch.Tensor
     prompt_BS: torch.Tensor
 
@@ -56,6 +62,7 @@ class Tokens:
             ids_BS=zeros_BS,
             real_BS=real_BS,
             known_at_BS=zeros_BS.masked_fill(real_BS, ALWAYS).masked_fill(~real_BS, NEVER),
+            withdrawn_at_BS=zeros_BS + NEVER,
             index_BS=zeros_BS,
             prompt_BS=real_BS,
         )
@@ -81,7 +88,7 @@ class Tokens:
         width = max(len(self), len(below))
 
         def stacked(name: str) -> torch.Tensor:
-            filler = NEVER if name == "known_at_BS" else 0
+            filler = _PADDING.get(name, 0)
             parts = [F.pad(getattr(each, name), (width - len(each), 0), value=filler) for each in (self, below)]
             return torch.cat(parts)
 
@@ -106,7 +113,28 @@ class Tokens:
     def known_by(self, last_B: torch.Tensor) -> Tokens:
         """Only the tokens known at anchor index `last_B`, int64 [B]."""
         real_BS = self.real_BS & (self.known_at_BS <= last_B[:, None])
-        return replace(self, real_BS=real_BS, known_at_BS=self.known_at_BS.masked_fill(~real_BS, NEVER)).compact()
+        return replace(
+            self,
+            real_BS=real_BS,
+            known_at_BS=self.known_at_BS.masked_fill(~real_BS, NEVER),
+            withdrawn_at_BS=earlier_withdrawn(self.withdrawn_at_BS, last_B[:, None]),
+        ).compact()
+
+    def withdraw(self, at_BR: torch.Tensor) -> tuple[Tokens, torch.Tensor]:
+        """Withdraw the newest of these tokens.
+
+        Args:
+            at_BR: int64, when: of the newest token that is not withdrawn yet first; NEVER where none is meant.
+
+        Returns:
+            The tokens, and what is left to withdraw of tokens before them, in the same form.
+        """
+        if at_BR.shape[1] == 0:
+            return self, at_BR
+        taken_B = (self.real_BS & (self.withdrawn_at_BS == NEVER)).sum(dim=1, keepdim=True)
+        left_BR = F.pad(at_BR, (0, len(self)), value=NEVER)
+        left_BR = left_BR.gather(1, taken_B + torch.arange(at_BR.shape[1], device=at_BR.device))
+        return replace(self, withdrawn_at_BS=withdrawn(self.real_BS, self.withdrawn_at_BS, at_BR)), left_BR
 
     def thresholds(self, *, prompt_is_open: bool) -> torch.Tensor:
         """Smallest clock that sees each token; with an open prompt every position sees all of the prompt."""

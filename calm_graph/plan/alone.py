@@ -25,6 +25,7 @@ def plan_alone(card: ModelCard, *, name: str | None = None) -> Plan:
         num_blocks=card.num_layers,
         reading="stream",
         prompt_template=None,
+        open_words="wait",
         runtime="torch",
         is_anchor=True,
     )

@@ -11,6 +11,7 @@ from calm_graph.errors import Problem
 from calm_graph.plan.parts import Edge
 from registry import ModelCard, Registry
 from registry.errors import RegistryError
+from registry.layouts import LAYOUTS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FIELD = re.compile(r"\{\w*\}")
@@ -132,11 +133,27 @@ def check_augmenter(augmenter: Augmenter, card: ModelCard | None, path: str) -> 
     if card.runtime == "remote" and augmenter.reading == "stream":
         what = f"got 'stream', but {card.name!r} is run by a service, which reads prompts only; use reading='prompt'"
         problems.append(Problem(f"{path}.reading", what))
+    if augmenter.open_words == "read":
+        problems += _check_open_words(augmenter, card, f"{path}.open_words")
     if card.modality != "text":
         problems += _check_other_modality(augmenter, card, path)
     elif card.causal is False:
         problems += _check_bidirectional(augmenter, path)
     return tuple(problems)
+
+
+def _check_open_words(augmenter: Augmenter, card: ModelCard, path: str) -> tuple[Problem, ...]:
+    """What is withdrawn is hidden by a mask of pairs of tokens, which not every model can be given."""
+    layout = LAYOUTS.get(str(card.architecture))
+    if augmenter.reading == "prompt":
+        reason = "a prompt is whole, so it has no open word"
+    elif card.runtime != "torch":
+        reason = f"{augmenter.key!r} runs in {card.runtime}, and withdraws nothing"
+    elif layout is None or not layout.pairwise_masks:
+        reason = f"{augmenter.key!r} is a {card.architecture} model, from which no single token can be hidden"
+    else:
+        return ()
+    return (Problem(path, f"got 'read', but {reason}; use 'wait'"),)
 
 
 def _check_template(template: str | None, path: str) -> tuple[Problem, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from calm_graph.declare.composition import Augmenter, Composition, Reading, Runtime
+from calm_graph.declare.composition import Augmenter, Composition, OpenWords, Reading, Runtime
 from calm_graph.declare.files import load_composition, stored_cards
 from calm_graph.errors import DeclarationError, Problem
 from calm_graph.plan.checks import (
@@ -64,6 +64,7 @@ class Reader:
         checkpoint: Name of the card whose checkpoint holds the attachments inside; None when they are trained here.
         reading: Which text it sees.
         prompt_template: The text that stands for the prompt.
+        open_words: Whether an unfinished last word is read.
         runtime: What runs it.
     """
 
@@ -71,6 +72,7 @@ class Reader:
     checkpoint: str | None
     reading: Reading
     prompt_template: str | None
+    open_words: OpenWords
     runtime: Runtime
 
 
@@ -126,7 +128,7 @@ class Expansion:
     def add(self, composition: Composition, path: str) -> None:
         """Unfold the outermost composition; its anchor is the run whose output is the answer."""
         # An anchor is the composition, not the bare model: an augmenter of the same name is a run of its own.
-        reader = Reader(composition, None, "stream", None, "torch")
+        reader = Reader(composition, None, "stream", None, "wait", "torch")
         self._claim(reader, composition.anchor, composition)
         self._unfold(Source(None, composition, None, path), composition, reader)
 
@@ -246,11 +248,12 @@ class Expansion:
 def _reader_of(augmenter: Augmenter, source: Source, parent: Reader) -> Reader:
     """Return how the augmenter reads inside its parent: what a parent never sees, its augmenters do not see either."""
     reading: Reading = "prompt" if parent.reading == "prompt" else augmenter.reading
+    open_words: OpenWords = augmenter.open_words if reading == "stream" else "wait"
     template = augmenter.prompt_template
     if parent.prompt_template is not None and (source.card is None or source.card.modality == "text"):
         template = (template or "{prompt}").replace("{prompt}", parent.prompt_template)
     if source.composition is not None:
         owner = source.checkpoint.card if source.checkpoint is not None else None
-        return Reader(source.composition, owner, reading, template, "torch")
+        return Reader(source.composition, owner, reading, template, open_words, "torch")
     runtime: Runtime = source.card.runtime if source.card is not None else "torch"
-    return Reader(augmenter.key, None, reading, template, runtime)
+    return Reader(augmenter.key, None, reading, template, open_words, runtime)

@@ -124,6 +124,7 @@ def _planned(name: str, run: Run, taps: tuple[int, ...]) -> PlannedRun:
         num_blocks=run.card.num_layers if run.is_anchor else taps[-1] + 1,
         reading=run.reader.reading,
         prompt_template=run.reader.prompt_template,
+        open_words=run.reader.open_words,
         runtime=run.reader.runtime,
         is_anchor=run.is_anchor,
     )

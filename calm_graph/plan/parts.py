@@ -9,6 +9,7 @@ from calm_graph.declare.composition import (
     Composition,
     Gate,
     IfUnavailable,
+    OpenWords,
     Positions,
     PromptVisibility,
     Reading,
@@ -74,6 +75,7 @@ class PlannedRun:
         num_blocks: How many blocks must run: up to the last tap; all of the anchor's.
         reading: Which text it sees.
         prompt_template: The text that stands for the prompt, with one `{prompt}`; None is the prompt itself.
+        open_words: Whether the last word of a growing text is read before it is known to have ended.
         runtime: What runs it.
         is_anchor: Whether its output is the answer.
     """
@@ -84,6 +86,7 @@ class PlannedRun:
     num_blocks: int
     reading: Reading
     prompt_template: str | None
+    open_words: OpenWords
     runtime: Runtime
     is_anchor: bool
 

@@ -96,6 +96,8 @@ def _run_row(run: PlannedRun) -> tuple[str, ...]:
     reads: str = "anchor" if run.is_anchor else run.reading
     if run.prompt_template is not None:
         reads += " through a template"
+    if run.open_words == "read":
+        reads += ", open words too"
     depth = f"{run.num_blocks} of {run.num_layers}"
     return (run.name, run.card.architecture or "?", str(run.hidden_size), depth, reads, run.runtime)
 

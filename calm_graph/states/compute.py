@@ -51,7 +51,7 @@ class TokenCounter:
         for name, make in self._make_readers.items():
             reader = make()
             tokens = reader.begin(anchor.where(is_prompt_BT), batch["prompt_texts"])
-            counts[name] = tokens.then(reader.push(anchor.where(~is_prompt_BT))).real_BS.sum(dim=1).tolist()
+            counts[name] = tokens.then(reader.push(anchor.where(~is_prompt_BT))[0]).real_BS.sum(dim=1).tolist()
         return {name: found for name, found in counts.items() if name in self._key.runs}
 
 

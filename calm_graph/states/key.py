@@ -35,6 +35,7 @@ class RunKey(BaseModel):
         hidden_size: Width of the states.
         reading: Which text it sees.
         prompt_template: The text that stands for the prompt.
+        open_words: Whether an unfinished last word is read.
         models: Name -> fingerprint of the frozen model and, where it is a trained composition itself, of its checkpoint
             and of all that it reads.
     """
@@ -45,6 +46,7 @@ class RunKey(BaseModel):
     hidden_size: int
     reading: str
     prompt_template: str | None
+    open_words: str
     models: dict[str, str]
 
 
@@ -103,6 +105,7 @@ def key_of(plan: Plan, checkpoints: Mapping[str, ModelCard], *, dtype: Dtype, an
             hidden_size=plan.run(name).hidden_size,
             reading=plan.run(name).reading,
             prompt_template=plan.run(name).prompt_template,
+            open_words=plan.run(name).open_words,
             models=_models(plan, plan.run(name), checkpoints),
         )
         for name, layers in plan.read_by_anchor.items()
@@ -114,6 +117,7 @@ def key_of(plan: Plan, checkpoints: Mapping[str, ModelCard], *, dtype: Dtype, an
             hidden_size=anchor.hidden_size,
             reading="stream",
             prompt_template=None,
+            open_words="wait",
             models={anchor.card.name: fingerprint(find_files(anchor.card))},
         )
     tokenizer = tokenizer_fingerprint(find_files(anchor.card))

@@ -12,7 +12,9 @@ composition = Composition(
             "gemma3-270m",
             # Late layers of both: what Gemma would say next is in its last blocks, and what the anchor does before its
             # first attachment need not be computed again in training.
-            attach=at(anchor_layers=[15, 18, 21, 24, 28], augmenter_layers=[8, 11, 14, 16, 17]),
+            attach=at(anchor_layers=[18, 21, 24, 27, 29], augmenter_layers=[11, 14, 16, 17, 17]),
+            # At the end of each word, not a word later.
+            open_words="read",
             reading="stream",
             positions="distance",
         )

@@ -86,7 +86,7 @@ def test_requests_of_every_kind_join_and_leave(zoo: Zoo, case: str) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_arrivals_of_several_compositions_and_scales(zoo: Zoo, seed: int) -> None:
-    cases = ["same", "other", "mixed", "nested", "same-prompt", "other-causal"]
+    cases = ["same", "other", "open", "mixed", "nested", "same-prompt", "other-causal"]
     models = {case: compose(zoo, case) for case in cases}
     engine = Engine(models, EngineSettings(prefill_tokens=16, max_running=6))
     chance = random.Random(seed)

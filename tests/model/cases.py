@@ -13,8 +13,9 @@ from tests.model.pico import Zoo
 ATTACH = every(2)
 
 
-def inner(*, reading: str = "stream") -> Augmenter:
-    composition = Composition(name="inner", anchor="same", augmenters=(Augmenter("other", attach=ATTACH),))
+def inner(*, reading: str = "stream", open_words: str = "wait") -> Augmenter:
+    read = Augmenter("other", attach=ATTACH, open_words=open_words)
+    composition = Composition(name="inner", anchor="same", augmenters=(read,))
     return Augmenter(composition, attach=ATTACH, reading=reading)
 
 
@@ -25,6 +26,12 @@ CASES: dict[str, tuple[Augmenter, ...]] = {
     "same-prompt-causal": (Augmenter("same", attach=ATTACH, reading="prompt", prompt_visibility="causal"),),
     "same-template": (Augmenter("same", attach=ATTACH, prompt_template="Q: {prompt} A:"),),
     "other": (Augmenter("other", attach=ATTACH),),
+    "open": (Augmenter("other", attach=ATTACH, open_words="read"),),
+    "open-window": (Augmenter("window", attach=ATTACH, open_words="read", positions="distance"),),
+    "open-nested": (
+        Augmenter(inner(open_words="read").name, attach=ATTACH, open_words="read"),
+        Augmenter("second", attach=ATTACH),
+    ),
     "other-causal": (Augmenter("other", attach=ATTACH, prompt_visibility="causal"),),
     "other-prompt": (Augmenter("other", attach=ATTACH, reading="prompt"),),
     "other-prompt-causal": (Augmenter("other", attach=ATTACH, reading="prompt", prompt_visibility="causal"),),

@@ -76,7 +76,7 @@ def read(each, prompt: list[int], completion: list[int], pieces: Sequence[slice]
     found = seen(each.begin(anchor_tokens([prompt]), [None]))[0]
     for piece in pieces:
         part = completion[piece]
-        found += seen(each.push(anchor_tokens([part], after=[len(prompt) + piece.start])))[0]
+        found += seen(each.push(anchor_tokens([part], after=[len(prompt) + piece.start]))[0])[0]
     return found
 
 
@@ -143,7 +143,7 @@ def test_rows_of_a_ragged_batch_are_read_as_if_alone(
     each = reader(anchor, augmenter)
     found = seen(each.begin(anchor_tokens([prompt for prompt, _ in rows], pad=pad), [None] * len(rows)))
     completions = [completion for _, completion in rows]
-    later = seen(each.push(anchor_tokens(completions, after=[len(prompt) for prompt, _ in rows], pad=pad)))
+    later = seen(each.push(anchor_tokens(completions, after=[len(prompt) for prompt, _ in rows], pad=pad))[0])
     for row, (prompt, completion) in enumerate(rows):
         alone = read(reader(anchor, augmenter), prompt, completion, [slice(0, len(completion))])
         assert found[row] + later[row] == alone
@@ -163,12 +163,12 @@ def test_selected_rows_go_on_as_copies(
     each.push(anchor_tokens([completion for _, completion in rows], after=[len(prompt) for prompt, _ in rows]))
     each.select(chosen)
     starts = [len(rows[place][0]) + len(rows[place][1]) for place in chosen]
-    later = seen(each.push(anchor_tokens(tails[: len(chosen)], after=starts)))
+    later = seen(each.push(anchor_tokens(tails[: len(chosen)], after=starts))[0])
     for row, place in enumerate(chosen):
         alone = reader()
         prompt, completion = rows[place]
         read(alone, prompt, completion, [slice(0, len(completion))])
-        assert later[row] == seen(alone.push(anchor_tokens([tails[row]], after=[starts[row]])))[0]
+        assert later[row] == seen(alone.push(anchor_tokens([tails[row]], after=[starts[row]]))[0])[0]
 
 
 @given(prompt=ids_of_anchor, completion=ids_of_anchor, tail=ids_of_anchor, dropped=st.integers(0, 25))
@@ -181,7 +181,7 @@ def test_dropping_the_last_tokens_is_never_having_read_them(
     one.drop_last(min(dropped, len(completion)))
     read(two, prompt, kept, [slice(0, len(kept))])
     start = len(prompt) + len(kept)
-    ours, theirs = (seen(each.push(anchor_tokens([tail], after=[start]))) for each in (one, two))
+    ours, theirs = (seen(each.push(anchor_tokens([tail], after=[start]))[0]) for each in (one, two))
     assert ours == theirs
 
 
@@ -226,10 +226,10 @@ def test_a_reader_of_the_prompt_reads_a_closed_text_and_nothing_later() -> None:
     each = reader(augmenter="words", streams=False)
     tokens = seen(each.begin(anchor_tokens([ids("Hello world")]), [None]))[0]
     assert [id for id, *_ in tokens] == BACKENDS["words"].encode("Hello world").ids
-    assert len(each.push(anchor_tokens([ids(", this is")], after=[3]))) == 0
+    assert len(each.push(anchor_tokens([ids(", this is")], after=[3]))[0]) == 0
     shared = SharedReader(streams=False)
     assert len(shared.begin(anchor_tokens([[5, 6]]), [None])) == 2
-    assert len(shared.push(anchor_tokens([[5, 6]], after=[2]))) == 0
+    assert len(shared.push(anchor_tokens([[5, 6]], after=[2]))[0]) == 0
 
 
 @pytest.mark.parametrize("streams", [True, False])
@@ -303,7 +303,7 @@ def test_the_middle_of_a_text_gets_no_space_of_its_own(kind: str) -> None:
 def test_thresholds_open_the_prompt_or_keep_it_causal() -> None:
     shared = SharedReader(streams=True)
     prompt = shared.begin(anchor_tokens([[5, 6, 7], [8]]), [None, None])
-    completion = shared.push(anchor_tokens([[9], [10]], after=[3, 1]))
+    completion, _ = shared.push(anchor_tokens([[9], [10]], after=[3, 1]))
     tokens = prompt.then(completion)
     assert tokens.thresholds(prompt_is_open=False).tolist() == [[0, 1, 2, 3], [NEVER, NEVER, 0, 1]]
     assert tokens.thresholds(prompt_is_open=True).tolist() == [[ALWAYS] * 3 + [3], [NEVER, NEVER, ALWAYS, 1]]
@@ -311,9 +311,9 @@ def test_thresholds_open_the_prompt_or_keep_it_causal() -> None:
 
 def test_tokens_join_without_gaps() -> None:
     shared = SharedReader(streams=True)
-    first = shared.push(anchor_tokens([[5, 6], [7]]))
-    second = shared.push(anchor_tokens([[8], []], after=[2, 1]))
-    third = shared.push(anchor_tokens([[], [9, 10]], after=[3, 1]))
+    first, _ = shared.push(anchor_tokens([[5, 6], [7]]))
+    second, _ = shared.push(anchor_tokens([[8], []], after=[2, 1]))
+    third, _ = shared.push(anchor_tokens([[], [9, 10]], after=[3, 1]))
     assert [[id for id, *_ in row] for row in seen(first.then(second).then(third))] == [[5, 6, 8], [7, 9, 10]]
     known = first.then(second).then(third).known_by(torch.tensor([1, 2]))
     assert [[id for id, *_ in row] for row in seen(known)] == [[5, 6], [7, 9, 10]]

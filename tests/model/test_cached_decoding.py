@@ -53,7 +53,7 @@ def test_token_by_token_is_the_full_forward(zoo: Zoo, case: str) -> None:
     check(model, range(width, ids.shape[1] + 1))
 
 
-@pytest.mark.parametrize("case", ["same", "other", "diamond", "mixed", "window"])
+@pytest.mark.parametrize("case", ["same", "other", "diamond", "mixed", "window", "open", "open-window", "open-nested"])
 def test_chunk_by_chunk_is_the_full_forward(zoo: Zoo, case: str) -> None:
     model = compose(zoo, case)
     ids, _, _, width = decoding_batch(model)
@@ -68,7 +68,7 @@ def test_another_anchor(zoo: Zoo, anchor: str, case: str) -> None:
     check(model, [*range(width, width + 9), ids.shape[1]])
 
 
-@pytest.mark.parametrize("case", ["other", "mixed"])
+@pytest.mark.parametrize("case", ["other", "mixed", "open"])
 def test_without_a_prompt_everything_is_completion(zoo: Zoo, case: str) -> None:
     model = zoo.compose(*(augmenter for augmenter in CASES[case] if augmenter.reading == "stream"))
     ids, mask = encoded(model, PROMPTS)
@@ -85,7 +85,7 @@ def test_without_a_prompt_everything_is_completion(zoo: Zoo, case: str) -> None:
     torch.testing.assert_close(torch.cat(pieces, dim=1)[real], expected[real], **TOLERANCE)
 
 
-@pytest.mark.parametrize("case", ["same", "other", "other-prompt", "diamond", "rotary", "window"])
+@pytest.mark.parametrize("case", ["same", "other", "other-prompt", "diamond", "rotary", "window", "open-nested"])
 def test_rejected_tokens_leave_no_trace(zoo: Zoo, case: str) -> None:
     model = compose(zoo, case)
     ids, _, _, width = decoding_batch(model)
@@ -128,7 +128,7 @@ def test_cropping_into_the_prompt_is_refused_and_changes_nothing(zoo: Zoo) -> No
 ROWS = [2, 0, 0, 1]
 
 
-@pytest.mark.parametrize("case", ["same", "other", "nested", "mixed"])
+@pytest.mark.parametrize("case", ["same", "other", "nested", "mixed", "open"])
 @pytest.mark.parametrize("how", ["reorder_cache", "batch_select_indices"])
 def test_rows_of_a_cache_can_be_chosen_and_repeated(zoo: Zoo, case: str, how: str) -> None:
     model = compose(zoo, case)
@@ -159,7 +159,7 @@ def test_a_cache_is_for_one_request(zoo: Zoo) -> None:
         model.new_cache().reset()
 
 
-GENERATED = ["same", "other", "other-prompt-causal", "nested", "mixed"]
+GENERATED = ["same", "other", "other-prompt-causal", "nested", "mixed", "open"]
 DETERMINISTIC = {
     "greedy": {},
     "beams": {"num_beams": 3},

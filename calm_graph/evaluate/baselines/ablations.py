@@ -15,10 +15,12 @@ REPLACED = ("composed_vanilla", "composed_random")
 """Ablations that read other models in place of the augmenters."""
 
 _CHANGES: Mapping[str, Mapping[str, Any]] = {
-    "prompt": {"reading": "prompt"},
+    "prompt": {"reading": "prompt", "open_words": "wait"},
     "stream": {"reading": "stream"},
     "full": {"prompt_visibility": "full"},
     "causal": {"prompt_visibility": "causal"},
+    "open_words": {"open_words": "read"},
+    "wait": {"open_words": "wait"},
     "gate": {"gate": "tanh"},
     "no_gate": {"gate": "none"},
     "rotary": {"positions": "rotary"},
