@@ -12,8 +12,8 @@ composition = Composition(
             "private-prices",
             # The value is in the augmenter's last state at a key's last token. It is written over the key's own tokens,
             # in the first blocks, before the anchor puts digits together; `full`, because the first digit belongs at
-            # a token before the last, and `distance`, because both belong to the nearest key.
-            attach=at(anchor_layers=[0, 1, 2, 4], augmenter_layers=[1, 1, 1, 1]),
+            # the token before the last, and `distance`, because both belong to the nearest key.
+            attach=at(anchor_layers=[0, 1, 2], augmenter_layers=[1, 1, 1]),
             reading="prompt",
             positions="distance",
         )

@@ -1,4 +1,4 @@
-"""Train the key-value model: a small transformer whose state at the last token of a key is the key's value."""
+"""Train the key-value model: a small transformer whose state at the last token of a key tells both digits of its value."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import torch
 from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from examples.key_value.world import HIGHEST, table
+from examples.key_value.world import ANCHOR, table
 from registry import registry
 from registry.weights import load_tokenizer
 
-ANCHOR = "qwen2.5-coder-0.5b"
 WIDTH, NUM_LAYERS, NUM_HEADS = 128, 2, 4
 BATCH_SIZE = 256
 
@@ -40,7 +39,7 @@ def main() -> None:
 
 
 def train(tokenizer: Any, *, steps: int) -> tuple[Qwen2ForCausalLM, float]:
-    """Train on expressions of keys: at each key's last token a head of 100 values, dropped afterwards, must be right.
+    """Train on expressions of keys: at each key's last token two heads, dropped afterwards, must tell the digits.
 
     Args:
         tokenizer: The anchor's.
@@ -56,7 +55,7 @@ def train(tokenizer: Any, *, steps: int) -> tuple[Qwen2ForCausalLM, float]:
     local = {id: index for index, id in enumerate(used)}
     # Trained on the tokens that occur, a three-hundredth of the vocabulary; the others get the mean embedding below.
     model = Qwen2ForCausalLM(_config(len(used)))
-    head = torch.nn.Linear(WIDTH, HIGHEST)
+    head = torch.nn.Linear(WIDTH, 20)  # tens, then ones
     optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps, pct_start=0.05)
 
@@ -71,7 +70,7 @@ def train(tokenizer: Any, *, steps: int) -> tuple[Qwen2ForCausalLM, float]:
                     ids += marks[rng.choice((" +", " -"))]
                     value += [-100] * (len(ids) - len(value))
                 ids += words[key, place == 0]
-                value += [-100] * (len(ids) - len(value) - 1) + [table()[key] - 1]
+                value += [-100] * (len(ids) - len(value) - 1) + [table()[key]]
             rows.append([local[id] for id in ids])
             values.append(value)
         width = max(map(len, rows))
@@ -84,7 +83,9 @@ def train(tokenizer: Any, *, steps: int) -> tuple[Qwen2ForCausalLM, float]:
         inputs, targets = batch(BATCH_SIZE)
         states = model.model(input_ids=inputs).last_hidden_state
         # Noise asks for values that stand far apart, and so for states that are little else than the value.
-        loss = F.cross_entropy(head(states + 0.3 * torch.randn_like(states))[targets >= 0], targets[targets >= 0])
+        guesses = head(states + 0.3 * torch.randn_like(states))[targets >= 0]
+        wanted = targets[targets >= 0]
+        loss = F.cross_entropy(guesses[:, :10], wanted // 10) + F.cross_entropy(guesses[:, 10:], wanted % 10)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -95,8 +96,9 @@ def train(tokenizer: Any, *, steps: int) -> tuple[Qwen2ForCausalLM, float]:
             )
     with torch.no_grad():
         inputs, targets = batch(1000)
-        guesses = head(model.model(input_ids=inputs).last_hidden_state).argmax(dim=-1)
-        found = (guesses == targets)[targets >= 0].float().mean().item()
+        guesses = head(model.model(input_ids=inputs).last_hidden_state)[targets >= 0]
+        numbers = 10 * guesses[:, :10].argmax(dim=-1) + guesses[:, 10:].argmax(dim=-1)
+        found = (numbers == targets[targets >= 0]).float().mean().item()
     return _with_whole_vocabulary(model, used, len(tokenizer)), found
 
 

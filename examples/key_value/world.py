@@ -1,4 +1,4 @@
-"""The private table: random string keys with values in 1..100, and the expressions over them."""
+"""The private table: random string keys with values of two digits, and the expressions over them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import string
 from collections.abc import Sequence
 from typing import Literal
 
+from registry import registry
+from registry.weights import load_tokenizer
+
 Split = Literal["seen", "unseen", "tune", "dev"]
 Row = dict[str, str]
 
+ANCHOR = "qwen2.5-coder-0.5b"
 NUM_KEYS = 2_000
-HIGHEST = 100
+# Two digits and, below, two tokens of each key: there is a place for each digit where the anchor would have read it.
+LOWEST, HIGHEST = 10, 99
+HIGHEST_NUMBER = 100
 SEEN_SHARE = 0.2
 DEV_SHARE = 0.2
 # One example, so that a language model knows that an answer is a number; the augmenter has nothing to say about it.
@@ -23,17 +29,23 @@ _TABLE_SEED = 2401
 
 @functools.cache
 def table() -> dict[str, int]:
-    """Return every key with its value; each value has as many keys."""
+    """Return every key with its value; each value has as many keys, give or take one."""
+    tokenizer = load_tokenizer(registry.get(ANCHOR))
+
+    def has_two_tokens(key: str) -> bool:
+        return all(len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 2 for text in (key, f" {key}"))
+
     rng = random.Random(_TABLE_SEED)
     keys: list[str] = []
     taken: set[str] = set()
     while len(keys) < NUM_KEYS:
         key = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(4, 6)))
         # No key is the beginning of another: after its last token nothing can follow that makes it a different one.
-        if not any(key[:end] in taken for end in range(4, len(key) + 1)) and not any(k.startswith(key) for k in keys):
+        starts_alike = any(key[:end] in taken for end in range(4, len(key) + 1)) or any(k.startswith(key) for k in keys)
+        if not starts_alike and has_two_tokens(key):
             keys.append(key)
             taken.add(key)
-    values = [1 + index % HIGHEST for index in range(NUM_KEYS)]
+    values = [LOWEST + index % (HIGHEST - LOWEST + 1) for index in range(NUM_KEYS)]
     rng.shuffle(values)
     return dict(zip(keys, values, strict=True))
 
@@ -96,7 +108,7 @@ def row(rng: random.Random, names: Sequence[str], *, num_operands: int, number_s
         drawn = []
         for _ in range(num_operands):
             if rng.random() < number_share:
-                number = rng.randint(1, HIGHEST)
+                number = rng.randint(1, HIGHEST_NUMBER)
                 drawn.append((str(number), number))
             else:
                 key = names[rng.randrange(len(names))]

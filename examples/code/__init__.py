@@ -1,0 +1,1 @@
+"""A small English model that reads a model of code."""

@@ -1,0 +1,20 @@
+"""SmolLM2 (135 M parameters, mostly English) reads Qwen2.5-Coder (0.5 B), as both go through code and what is said of it."""
+
+from __future__ import annotations
+
+from calm_graph.declare.composition import Augmenter, Composition, at
+
+composition = Composition(
+    name="code",
+    anchor="smollm2-135m-instruct",
+    augmenters=[
+        Augmenter(
+            "qwen2.5-coder-0.5b",
+            # As in examples/low_resource: late layers of both, and each word at its end.
+            attach=at(anchor_layers=[18, 21, 24, 27, 29], augmenter_layers=[14, 18, 21, 23, 23]),
+            reading="stream",
+            positions="distance",
+            open_words="read",
+        )
+    ],
+)
