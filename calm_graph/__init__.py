@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from calm_graph.declare.files import load_composition
     from calm_graph.declare.settings import TrainSettings
     from calm_graph.declare.space import Space
+    from calm_graph.evaluate.tasks.task import Task
     from calm_graph.model.build import build_model
     from calm_graph.model.composed import ComposedModel
     from calm_graph.plan.graph import Plan, make_plan
@@ -56,6 +57,7 @@ __all__ = [
     "Problem",
     "Space",
     "StatesError",
+    "Task",
     "TrainSettings",
     "TrainingError",
     "at",
@@ -75,6 +77,7 @@ _LAZY = {
     "ComposedModel": "calm_graph.model.composed",
     "Space": "calm_graph.declare.space",
     "OnnxSettings": "calm_graph.augmenters.onnx_session",
+    "Task": "calm_graph.evaluate.tasks.task",
     "TrainSettings": "calm_graph.declare.settings",
     "build_model": "calm_graph.model.build",
     "export_augmenter": "calm_graph.augmenters.onnx_export",

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from calm_graph.evaluate.task import Split, Task
+from calm_graph.evaluate.tasks.task import Split, Task
 from registry import registry
 from registry.weights import load_tokenizer
 
@@ -44,7 +44,11 @@ def write_rows(
     drawn: dict[Split, list[Row]] = {"train": [], "dev": []}
     for name, task in tasks.items():
         counts = []
-        for split, files, most in (("train", task.train, num_train), ("dev", task.dev, num_dev)):
+        of_split: list[tuple[Split, tuple[str, ...], int]] = [
+            ("train", task.train, num_train),
+            ("dev", task.dev, num_dev),
+        ]
+        for split, files, most in of_split:
             rows = short(task.rows(split, folder=folder)) if files else []
             random.Random(f"{split}/{name}").shuffle(rows)
             drawn[split] += rows[:most]

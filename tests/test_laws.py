@@ -44,7 +44,7 @@ DOORS = {
     "fastapi": ("calm_graph/http/", "calm_graph/serve/"),
     "uvicorn": ("calm_graph/serve/",),
     "onnxruntime": ("calm_graph/augmenters/onnx_",),
-    "sacrebleu": ("calm_graph/evaluate/metrics.py",),
+    "sacrebleu": ("calm_graph/evaluate/measures/metrics.py",),
     "lm_eval": ("calm_graph/evaluate/lm_eval_model.py",),
     "httpx2": ("registry/remote.py", "calm_graph/serve/load.py"),
     "peft": ("calm_graph/evaluate/baselines/lora.py",),

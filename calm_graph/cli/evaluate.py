@@ -14,7 +14,7 @@ from calm_graph.errors import InputError
 if TYPE_CHECKING:
     from calm_graph.evaluate.run import Candidate
     from calm_graph.evaluate.select import Setup
-    from calm_graph.evaluate.task import Task
+    from calm_graph.evaluate.tasks.task import Task
 
 _FIELDS = ("prompt", "reference", "target", "answer", "metrics", "shots_from", "stop", "max_new_tokens", "language")
 """Fields of a task of one's own that have an option."""
@@ -94,11 +94,11 @@ def run(options: argparse.Namespace) -> int:
     tasks = read_tasks(options)
     if options.checkpoint is None:
         raise InputError("--checkpoint is missing: what should be evaluated?")
-    from calm_graph.evaluate.report import write_report
-    from calm_graph.evaluate.results import Results, read_results
+    from calm_graph.evaluate.reports.report import write_report
+    from calm_graph.evaluate.reports.results import Results, read_results
+    from calm_graph.evaluate.reports.tables import text
     from calm_graph.evaluate.run import check_tasks, evaluate
     from calm_graph.evaluate.select import Setup, select
-    from calm_graph.evaluate.tables import text
     from calm_graph.interrupts import stop_on_signals
 
     check_tasks(tasks, data=options.data, seed=options.seed)
@@ -171,7 +171,7 @@ def read_tasks(options: argparse.Namespace) -> list[Task]:
     Raises:
         InputError: No task is left, or an option does not belong to what is evaluated.
     """
-    from calm_graph.evaluate.files import load_tasks
+    from calm_graph.evaluate.tasks.files import load_tasks
 
     is_own = options.tasks.endswith(".jsonl")
     given = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
@@ -241,7 +241,7 @@ def _command(options: argparse.Namespace) -> str:
 
 def _listing() -> str:
     from calm_graph.evaluate.baselines.names import BASELINES
-    from calm_graph.evaluate.metrics import METRICS
+    from calm_graph.evaluate.measures.metrics import METRICS
     from calm_graph.evaluate.select import SYSTEMS
     from calm_graph.evaluate.suites import SUITES, suite_tasks
 

@@ -21,9 +21,9 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from calm_graph.errors import EvaluationError
-from calm_graph.evaluate.engine_system import EngineSystem
-from calm_graph.evaluate.scoring import Score
-from calm_graph.evaluate.systems import Decoding
+from calm_graph.evaluate.systems.base import Decoding
+from calm_graph.evaluate.systems.engine import EngineSystem
+from calm_graph.evaluate.systems.scoring import Score
 from calm_graph.model.composed import ComposedModel
 
 _KNOWN = {"until", "max_gen_toks", "max_tokens", "do_sample", "temperature", "top_p", "num_return_sequences"}

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calm_graph.errors import CalmGraphError, EvaluationError
-from calm_graph.evaluate.bootstrap import difference, draws, interval
-from calm_graph.evaluate.metrics import Metric, Outcome, metric
-from calm_graph.evaluate.predictions import Predictions
-from calm_graph.evaluate.results import AVERAGE, Compared, Results, Row, distinct
-from calm_graph.evaluate.sandbox import passes
-from calm_graph.evaluate.systems import System
-from calm_graph.evaluate.task import Item, Task
-from calm_graph.evaluate.template import fill
+from calm_graph.evaluate.measures.bootstrap import difference, draws, interval
+from calm_graph.evaluate.measures.metrics import Metric, Outcome, metric
+from calm_graph.evaluate.measures.sandbox import passes
+from calm_graph.evaluate.reports.results import AVERAGE, Compared, Results, Row, distinct
+from calm_graph.evaluate.systems.base import System
+from calm_graph.evaluate.systems.predictions import Predictions
+from calm_graph.evaluate.tasks.task import Item, Task
+from calm_graph.evaluate.tasks.template import fill
 from calm_graph.interrupts import StopRequest
 from calm_graph.states.progress import Show, progress, say
 

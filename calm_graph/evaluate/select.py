@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from calm_graph.declare.base import near
 from calm_graph.errors import EvaluationError
 from calm_graph.evaluate.run import Candidate
-from calm_graph.evaluate.task import Task
+from calm_graph.evaluate.tasks.task import Task
 
 if TYPE_CHECKING:
     from calm_graph.model.composed import ComposedModel
@@ -83,7 +83,7 @@ class SystemKind:
 
 
 def _anchor(setup: Setup) -> list[Candidate]:
-    from calm_graph.evaluate.engine_system import EngineSystem
+    from calm_graph.evaluate.systems.engine import EngineSystem
 
     return [Candidate("anchor", lambda: EngineSystem.anchor(setup.composed, batch_size=setup.batch_size))]
 
@@ -91,7 +91,7 @@ def _anchor(setup: Setup) -> list[Candidate]:
 def _augmenters(setup: Setup) -> list[Candidate]:
     import torch
 
-    from calm_graph.evaluate.plain_system import PlainSystem
+    from calm_graph.evaluate.systems.plain import PlainSystem
 
     names = list(setup.augmenters)
     return [
@@ -112,13 +112,13 @@ def _augmenters(setup: Setup) -> list[Candidate]:
 
 
 def _composed(setup: Setup) -> list[Candidate]:
-    from calm_graph.evaluate.engine_system import EngineSystem
+    from calm_graph.evaluate.systems.engine import EngineSystem
 
     return [Candidate("composed", lambda: EngineSystem(setup.composed, batch_size=setup.batch_size))]
 
 
 def _composed_without(setup: Setup) -> list[Candidate]:
-    from calm_graph.evaluate.engine_system import EngineSystem
+    from calm_graph.evaluate.systems.engine import EngineSystem
 
     def make(name: str) -> EngineSystem:
         return EngineSystem(

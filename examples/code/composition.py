@@ -1,4 +1,4 @@
-"""SmolLM2 (135 M parameters, mostly English) reads Qwen2.5-Coder (0.5 B), as both go through code and what is said of it."""
+"""SmolLM2 (135 M parameters, mostly English) reads Qwen2.5-Coder (0.5 B), as both go through the same code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write train.jsonl and dev.jsonl: programs from descriptions and descriptions of programs, from the code suite's files."""
+"""Write train.jsonl and dev.jsonl: programs of descriptions and the other way round, from the code suite's files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train the key-value model: a small transformer whose state at the last token of a key tells both digits of its value."""
+"""Train the key-value model: a small transformer whose state at the last token of a key tells its value's digits."""
 
 from __future__ import annotations
 

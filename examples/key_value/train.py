@@ -1,9 +1,9 @@
 """Train the composition in two stages: first what the anchor would hold had it been told the values, then the answers.
 
-From the answers alone it is hard to learn: nothing says which digit belongs at which token, and all of the anchor stands
-between the loss and the attachments. But the values of the training keys are known, so the same expression can be told
-in numbers, `56 +37 =` for `wfbb + xmit =`, token for token. What the anchor holds of that after its first blocks is
-what the attachments should make of the keys, and only those blocks have to run.
+From the answers alone it is hard to learn: nothing says which digit belongs at which token, and all of the anchor
+stands between the loss and the attachments. But the values of the training keys are known, so the same expression can
+be told in numbers, `56 +37 =` for `wfbb + xmit =`, token for token. What the anchor holds of that after its first
+blocks is what the attachments should make of the keys, and only those blocks have to run.
 """
 
 from __future__ import annotations

@@ -13,12 +13,12 @@ from calm_graph.errors import CheckpointError, EvaluationError
 from calm_graph.evaluate.baselines.reference import Reference
 from calm_graph.evaluate.baselines.select import BaselineOptions, load_baseline, select_baselines
 from calm_graph.evaluate.baselines.train import make_baseline
-from calm_graph.evaluate.engine_system import EngineSystem
-from calm_graph.evaluate.plain_system import PlainSystem
 from calm_graph.evaluate.run import evaluate
 from calm_graph.evaluate.select import Setup
-from calm_graph.evaluate.systems import Decoding
-from calm_graph.evaluate.task import Task
+from calm_graph.evaluate.systems.base import Decoding
+from calm_graph.evaluate.systems.engine import EngineSystem
+from calm_graph.evaluate.systems.plain import PlainSystem
+from calm_graph.evaluate.tasks.task import Task
 from calm_graph.model.composed import ComposedModel
 from calm_graph.train import fit
 from registry.errors import FingerprintError

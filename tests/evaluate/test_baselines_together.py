@@ -15,9 +15,9 @@ from calm_graph.evaluate.baselines.merge import check_same_tensors, merge
 from calm_graph.evaluate.baselines.routing import PromptRule, RoutingSystem, TaskRule
 from calm_graph.evaluate.baselines.soft_ensemble import WordEnsemble, soft_ensemble
 from calm_graph.evaluate.baselines.words import word_nats, words_of
-from calm_graph.evaluate.plain_system import PlainSystem
-from calm_graph.evaluate.systems import Decoding
-from calm_graph.evaluate.task import Task
+from calm_graph.evaluate.systems.base import Decoding
+from calm_graph.evaluate.systems.plain import PlainSystem
+from calm_graph.evaluate.tasks.task import Task
 from registry.weights import load_causal_lm
 from tests.model.pico import Zoo
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from calm_graph.errors import EvaluationError
-from calm_graph.evaluate.engine_system import EngineSystem
-from calm_graph.evaluate.systems import Decoding
+from calm_graph.evaluate.systems.base import Decoding
+from calm_graph.evaluate.systems.engine import EngineSystem
 from calm_graph.model.composed import ComposedModel
 from tests.evaluate.conftest import write_rows
 from tests.model.pico import Zoo

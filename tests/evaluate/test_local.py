@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from calm_graph.errors import EvaluationError
-from calm_graph.evaluate.engine_system import EngineSystem
-from calm_graph.evaluate.plain_system import PlainSystem
-from calm_graph.evaluate.systems import Decoding, System
+from calm_graph.evaluate.systems.base import Decoding, System
+from calm_graph.evaluate.systems.engine import EngineSystem
+from calm_graph.evaluate.systems.plain import PlainSystem
 from calm_graph.model.composed import ComposedModel
 from tests.model.pico import Zoo
 

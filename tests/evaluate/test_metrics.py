@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from calm_graph.evaluate.bootstrap import difference, draws, interval
-from calm_graph.evaluate.metrics import Outcome, metric, normalised
+from calm_graph.evaluate.measures.bootstrap import difference, draws, interval
+from calm_graph.evaluate.measures.metrics import Outcome, metric, normalised
 
 WORDS = ["the", "a", "cat", "dog", "sat", "on", "mat", "with", "Grüße", "ok?", "12", ",", ".", "house", "runs", "never"]
 

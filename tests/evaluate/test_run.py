@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from calm_graph.errors import EvaluationError
-from calm_graph.evaluate.report import write_report
-from calm_graph.evaluate.results import Results, Row, merge_files, read_results
+from calm_graph.evaluate.reports.report import write_report
+from calm_graph.evaluate.reports.results import Results, Row, merge_files, read_results
 from calm_graph.evaluate.run import Candidate, Evaluated, evaluate
-from calm_graph.evaluate.systems import Decoding, Done
-from calm_graph.evaluate.task import Task
+from calm_graph.evaluate.systems.base import Decoding, Done
+from calm_graph.evaluate.tasks.task import Task
 from calm_graph.interrupts import StopRequest
 from tests.evaluate.conftest import write_rows
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from calm_graph.evaluate.sandbox import FILE_BYTES, OUTPUT_CHARS, run_program
+from calm_graph.evaluate.measures.sandbox import FILE_BYTES, OUTPUT_CHARS, run_program
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs limits of processes")
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from calm_graph.errors import DeclarationError, EvaluationError
-from calm_graph.evaluate.files import load_tasks
+from calm_graph.evaluate.measures.sandbox import run_program
 from calm_graph.evaluate.run import check_tasks
-from calm_graph.evaluate.sandbox import run_program
 from calm_graph.evaluate.suites import SUITES, suite_tasks
-from calm_graph.evaluate.task import Task
-from calm_graph.evaluate.template import fill
+from calm_graph.evaluate.tasks.files import load_tasks
+from calm_graph.evaluate.tasks.task import Task
+from calm_graph.evaluate.tasks.template import fill
 from tests.evaluate.conftest import write_rows
 
 ROWS = [{"q": f"What is {n}?", "a": str(n), "lang": ("even", "odd")[n % 2]} for n in range(20)]
@@ -95,7 +95,7 @@ def test_tasks_are_read_from_files_of_every_kind(tmp_path: Path) -> None:
     fields = '{"name": "x", "data": "rows.jsonl", "prompt": "{q}", "reference": "{a}", "metrics": ["accuracy"]}'
     (tmp_path / "one.json").write_text(fields)
     (tmp_path / "many.yaml").write_text(f"tasks:\n- {fields}\n")
-    (tmp_path / "some.py").write_text(f"from calm_graph.evaluate.task import Task\nimport json\nx = Task(**{fields})\n")
+    (tmp_path / "some.py").write_text(f"from calm_graph import Task\nimport json\nx = Task(**{fields})\n")
     for name in ("one.json", "many.yaml", "some.py"):
         (task,) = load_tasks(str(tmp_path / name))
         assert len(task.items()) == 20  # found beside the file

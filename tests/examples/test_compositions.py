@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from calm_graph.evaluate.task import Task
+from calm_graph.evaluate.tasks.task import Task
 from calm_graph.plan.graph import make_plan
 from examples.code.composition import composition as code
 from examples.low_resource.composition import composition as low_resource

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from calm_graph.errors import EvaluationError
 from calm_graph.evaluate.baselines.words import words_of
-from calm_graph.evaluate.systems import Decoding, Done, System
-from calm_graph.evaluate.task import Task
+from calm_graph.evaluate.systems.base import Decoding, Done, System
+from calm_graph.evaluate.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 

@@ -24,11 +24,11 @@ from calm_graph.evaluate.baselines.routing import PromptRule, RoutingSystem, Tas
 from calm_graph.evaluate.baselines.soft_ensemble import soft_ensemble
 from calm_graph.evaluate.baselines.train import LEARNING_RATES, train_baselines
 from calm_graph.evaluate.baselines.trained_anchor import Description
-from calm_graph.evaluate.engine_system import EngineSystem
-from calm_graph.evaluate.plain_system import PlainSystem
 from calm_graph.evaluate.run import Candidate
 from calm_graph.evaluate.select import Setup
-from calm_graph.evaluate.systems import System
+from calm_graph.evaluate.systems.base import System
+from calm_graph.evaluate.systems.engine import EngineSystem
+from calm_graph.evaluate.systems.plain import PlainSystem
 from calm_graph.model.composed import ComposedModel
 from calm_graph.train.progress import Show
 from registry import ModelCard

@@ -17,8 +17,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from calm_graph.augmenters.taps import watch_head
 from calm_graph.errors import EvaluationError
 from calm_graph.evaluate.baselines.words import word_nats
-from calm_graph.evaluate.plain_system import PlainSystem
-from calm_graph.evaluate.systems import Decoding, Done, System
+from calm_graph.evaluate.systems.base import Decoding, Done, System
+from calm_graph.evaluate.systems.plain import PlainSystem
 from registry import ModelCard
 from registry.fingerprint import tokenizer_fingerprint
 from registry.weights import find_files

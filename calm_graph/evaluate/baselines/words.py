@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from calm_graph.data.rows import Place, Source
 from calm_graph.data.samples import Sample, collate
 from calm_graph.errors import EvaluationError
-from calm_graph.evaluate.plain_system import PlainSystem
-from calm_graph.evaluate.scoring import batches, scored_prompt_ids, supervised_positions
+from calm_graph.evaluate.systems.plain import PlainSystem
+from calm_graph.evaluate.systems.scoring import batches, scored_prompt_ids, supervised_positions
 
 _SOURCE = Source("texts", "rows")
 _WORD = re.compile(r"\s*\S+|\s+$")

@@ -8,7 +8,7 @@ from typing import cast
 
 from calm_graph.declare.base import near
 from calm_graph.errors import EvaluationError
-from calm_graph.evaluate.task import Task
+from calm_graph.evaluate.tasks.task import Task
 
 SUITES = {
     "kv": "substitution, arithmetic and key-value arithmetic (paper, Table 1)",

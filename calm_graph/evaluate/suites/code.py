@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calm_graph.evaluate.task import Task
+from calm_graph.evaluate.tasks.task import Task
 
 _PYTHON_DEV, _RUBY_DEV = "code_to_text/codexglue-python.dev.jsonl", "code_to_text/codexglue-ruby.dev.jsonl"
 _JAVA_TRAIN = "code_to_text/concode-java.train.jsonl"

@@ -6,7 +6,7 @@ those of the demo; those of other keys are written in the same way.
 
 from __future__ import annotations
 
-from calm_graph.evaluate.task import Task
+from calm_graph.evaluate.tasks.task import Task
 
 TASKS = (
     "substitution",

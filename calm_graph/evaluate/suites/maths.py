@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from calm_graph.evaluate.task import Task
+from calm_graph.evaluate.tasks.task import Task
 
 LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
 LOW_RESOURCE = ("bn", "sw", "te", "th")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from calm_graph.evaluate.suites import code, translation
-from calm_graph.evaluate.task import Task
+from calm_graph.evaluate.tasks.task import Task
 
 LANGUAGES = ("ban", "lij", "min", "sun")
 CODE = ("mbpp", "code_to_text")

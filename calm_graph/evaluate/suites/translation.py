@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calm_graph.evaluate.task import Task
+from calm_graph.evaluate.tasks.task import Task
 
 LANGUAGES = {
     "ace": "Acehnese",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from calm_graph.evaluate.metrics import metric
-from calm_graph.evaluate.results import AVERAGE, Results, Row, distinct
+from calm_graph.evaluate.measures.metrics import metric
+from calm_graph.evaluate.reports.results import AVERAGE, Results, Row, distinct
 
 
 @dataclass(frozen=True, slots=True)

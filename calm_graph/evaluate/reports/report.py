@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from calm_graph.evaluate.plots import Plot, plots
-from calm_graph.evaluate.results import Compared, Results
-from calm_graph.evaluate.tables import Cell, Table, shown, tables
+from calm_graph.evaluate.reports.plots import Plot, plots
+from calm_graph.evaluate.reports.results import Compared, Results
+from calm_graph.evaluate.reports.tables import Cell, Table, shown, tables
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --best: #2f6db5; }

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from calm_graph.evaluate.metrics import metric
-from calm_graph.evaluate.results import AVERAGE, Results, Row, distinct
+from calm_graph.evaluate.measures.metrics import metric
+from calm_graph.evaluate.reports.results import AVERAGE, Results, Row, distinct
 
 _COLOURS = (
     "#d9772b",

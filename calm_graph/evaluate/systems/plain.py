@@ -11,7 +11,8 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from calm_graph.augmenters.taps import BlockCall, during, watch_head
 from calm_graph.data.samples import Batch
 from calm_graph.errors import EvaluationError
-from calm_graph.evaluate.scoring import (
+from calm_graph.evaluate.systems.base import Decoding, Done
+from calm_graph.evaluate.systems.scoring import (
     Score,
     draw_seed,
     make_sample,
@@ -19,7 +20,6 @@ from calm_graph.evaluate.scoring import (
     scored_prompt_ids,
     supervised_positions,
 )
-from calm_graph.evaluate.systems import Decoding, Done
 from calm_graph.generate.text import AnswerText
 from calm_graph.model.token_bytes import TokenBytes
 from registry.weights import identity as frozen_identity

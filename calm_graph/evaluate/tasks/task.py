@@ -14,9 +14,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from calm_graph.declare.base import Declared, problems_of
 from calm_graph.errors import DeclarationError, EvaluationError
-from calm_graph.evaluate.metrics import metric
-from calm_graph.evaluate.systems import Decoding
-from calm_graph.evaluate.template import check_template, fill
+from calm_graph.evaluate.measures.metrics import metric
+from calm_graph.evaluate.systems.base import Decoding
+from calm_graph.evaluate.tasks.template import check_template, fill
 
 Split = Literal["test", "dev", "train"]
 

@@ -12,8 +12,8 @@ import torch
 
 from calm_graph.data.samples import Batch
 from calm_graph.errors import CalmGraphError, EvaluationError
-from calm_graph.evaluate.scoring import Score, draw_seed, make_sample, score_all, scored_prompt_ids
-from calm_graph.evaluate.systems import Decoding, Done
+from calm_graph.evaluate.systems.base import Decoding, Done
+from calm_graph.evaluate.systems.scoring import Score, draw_seed, make_sample, score_all, scored_prompt_ids
 from calm_graph.generate.engine import Engine
 from calm_graph.generate.engine_settings import EngineSettings
 from calm_graph.generate.requests import GenerationRequest, TokenOutput

@@ -15,7 +15,7 @@ from torch import Tensor
 from calm_graph.data.rows import Place, Source
 from calm_graph.data.samples import Batch, Sample, collate
 from calm_graph.errors import EvaluationError
-from calm_graph.evaluate.systems import Done
+from calm_graph.evaluate.systems.base import Done
 from calm_graph.model.prompts import prompt_ids
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 from calm_graph.declare.files import read_fields, run_file
 from calm_graph.errors import DeclarationError, EvaluationError, Problem
 from calm_graph.evaluate.suites import suite_tasks
-from calm_graph.evaluate.task import Task
+from calm_graph.evaluate.tasks.task import Task
 
 
 def load_tasks(named: str, *, fields: Mapping[str, Any] | None = None) -> list[Task]:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from calm_graph.evaluate.systems import Decoding
+from calm_graph.evaluate.systems.base import Decoding
 
 Kind = Literal["answers", "nats"]
 

@@ -1,0 +1,1 @@
+"""How good answers are: metrics, their intervals, and programs that are run to see."""

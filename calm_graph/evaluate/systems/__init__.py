@@ -1,0 +1,1 @@
+"""What answers: a composition, a plain model, and answers that are kept."""
