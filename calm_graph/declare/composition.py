@@ -15,6 +15,7 @@ PromptVisibility = Literal["full", "causal"]
 Gate = Literal["none", "tanh"]
 Positions = Literal["none", "rotary", "distance"]
 OpenWords = Literal["wait", "read"]
+Writes = Literal["absolute", "relative"]
 Runtime = Literal["torch", "onnx", "remote"]
 IfUnavailable = Literal["fail", "skip"]
 
@@ -98,6 +99,8 @@ class Augmenter(Declared):
         gate: `tanh` multiplies each attachment's output by the tanh of a trained number.
         positions: `rotary` rotates queries and keys by the aligned text index; `distance` prefers what stands near in
             the text, more or less strongly by head.
+        writes: `relative` multiplies what an attachment adds by the root mean square of the stream it is added to, which
+            grows a hundredfold from the first to the last layer of some anchors, so that one learning rate fits all.
         scale: Factor on the attachments' output; 0 switches the augmenter off.
         runtime: What runs it; None takes the card's.
         if_unavailable: When the service that runs it does not answer, requests `fail`, or are answered without it
@@ -120,6 +123,7 @@ class Augmenter(Declared):
     num_heads: StrictInt | None = None
     gate: Gate = "none"
     positions: Positions = "none"
+    writes: Writes = "absolute"
     scale: float = 1.0
     runtime: Runtime | None = None
     if_unavailable: IfUnavailable = "fail"
@@ -138,6 +142,7 @@ class Augmenter(Declared):
             num_heads: int | None = ...,
             gate: Gate = ...,
             positions: Positions = ...,
+            writes: Writes = ...,
             scale: float = ...,
             runtime: Runtime | None = ...,
             if_unavailable: IfUnavailable = ...,

@@ -29,6 +29,7 @@ class Attachment(nn.Module):
         positions: `rotary` turns queries and keys by the aligned text index, so that "the same place" need not be
             learnt by content. `distance` lowers scores by slope x distance of the aligned indices, with slopes 4 to 1/4
             over the heads (as ALiBi, arXiv 2108.12409, in both directions), so that it need not be learnt at all.
+        writes: `relative` multiplies the output by the root mean square of the target's states, position by position.
     """
 
     slopes_N: torch.Tensor | None
@@ -42,11 +43,12 @@ class Attachment(nn.Module):
         head_dim: int,
         gate: Literal["none", "tanh"] = "none",
         positions: Literal["none", "rotary", "distance"] = "none",
+        writes: Literal["absolute", "relative"] = "absolute",
     ) -> None:
         super().__init__()
         self.source_width, self.target_width = source_width, target_width
         self.num_heads, self.head_dim = num_heads, head_dim
-        self.positions = positions
+        self.positions, self.writes = positions, writes
         inner = num_heads * head_dim
         self.source_norm = nn.RMSNorm(source_width, eps=1e-6)
         self.project = nn.Linear(source_width, target_width, bias=False)
@@ -120,6 +122,9 @@ class Attachment(nn.Module):
         out_BTD = self.output(mixed_BTI)
         if self.gate is not None:
             out_BTD = torch.tanh(self.gate) * out_BTD
+        if self.writes == "relative":
+            square_BT1 = target_BTD.to(out_BTD.dtype).pow(2).mean(dim=-1, keepdim=True)
+            out_BTD = out_BTD * (square_BT1 + 1e-12).sqrt()  # the root of zero has no slope
         added_BTD: torch.Tensor = out_BTD.to(target_BTD.dtype)
         return added_BTD
 

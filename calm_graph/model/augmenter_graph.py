@@ -54,6 +54,7 @@ class AugmenterGraph(nn.Module):
                     head_dim=planned.head_dim,
                     gate=planned.gate,
                     positions=planned.positions,
+                    writes=planned.writes,
                 )
                 for planned in plan.attachments
             }

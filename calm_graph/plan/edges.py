@@ -68,6 +68,7 @@ def plan_edge(
                 head_dim=anchor.hidden_size // num_heads,
                 gate=augmenter.gate,
                 positions=augmenter.positions,
+                writes=augmenter.writes,
                 path=place.path,
             )
         )

@@ -14,6 +14,7 @@ from calm_graph.declare.composition import (
     PromptVisibility,
     Reading,
     Runtime,
+    Writes,
 )
 from calm_graph.errors import Problem
 from registry import ModelCard
@@ -41,6 +42,7 @@ class PlannedAttachment:
         head_dim: Width of one head; num_heads * head_dim is the target's width.
         gate: Whether a trained gate multiplies the output.
         positions: Whether queries and keys are rotated.
+        writes: Whether the output is multiplied by the size of the stream it is added to.
         path: Where it was declared.
         trainable: False when it comes, trained, from a checkpoint.
         checkpoint: Name of the card whose folder holds its weights, when it comes from a checkpoint.
@@ -58,6 +60,7 @@ class PlannedAttachment:
     head_dim: int
     gate: Gate
     positions: Positions
+    writes: Writes
     path: str
     trainable: bool = True
     checkpoint: str | None = None

@@ -15,6 +15,7 @@ composition = Composition(
             reading="stream",
             positions="distance",
             open_words="read",
+            writes="relative",
         )
     ],
 )

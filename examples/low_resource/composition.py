@@ -17,6 +17,8 @@ composition = Composition(
             open_words="read",
             reading="stream",
             positions="distance",
+            # The anchor's stream is fifteen times as large at its end as at its beginning.
+            writes="relative",
         )
     ],
 )

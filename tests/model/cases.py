@@ -45,6 +45,10 @@ CASES: dict[str, tuple[Augmenter, ...]] = {
         Augmenter("same", attach=ATTACH, positions="distance"),
         Augmenter("second", attach=ATTACH, positions="distance", prompt_visibility="causal"),
     ),
+    "relative": (
+        Augmenter("same", attach=ATTACH, writes="relative"),
+        Augmenter("second", attach=ATTACH, writes="relative", gate="tanh"),
+    ),
     "gate": (Augmenter("same", attach=ATTACH, gate="tanh"), Augmenter("second", attach=ATTACH, gate="tanh")),
     "nested": (inner(),),
     "nested-prompt": (inner(reading="prompt"),),

@@ -89,14 +89,17 @@ def plain(attachment: Attachment, source: torch.Tensor, target: torch.Tensor, *m
                     mixed += weight / sum(exponentials) * (weights["value.weight"][part] @ context[other])
                 heads.append(mixed)
             added = weights["output.weight"] @ torch.cat(heads)
-            out[row, place] = added * torch.tanh(weights["gate"]) if "gate" in weights else added
+            added = added * torch.tanh(weights["gate"]) if "gate" in weights else added
+            size = target[row, place].double().square().mean().sqrt() if attachment.writes == "relative" else 1.0
+            out[row, place] = size * added
     return out
 
 
+@pytest.mark.parametrize("writes", ["absolute", "relative"])
 @pytest.mark.parametrize("gate", ["none", "tanh"])
 @pytest.mark.parametrize("positions", ["none", "rotary", "distance"])
-def test_it_computes_the_formula(gate: str, positions: str) -> None:
-    attachment = make(gate=gate, positions=positions)
+def test_it_computes_the_formula(gate: str, positions: str, writes: str) -> None:
+    attachment = make(gate=gate, positions=positions, writes=writes)
     got = run(attachment, *inputs())
     torch.testing.assert_close(got.double(), plain(attachment, *inputs()), atol=1e-5, rtol=0)
     assert got.abs().max() > 0.1
@@ -136,6 +139,17 @@ def test_where_nothing_is_visible_it_adds_exactly_zero_and_gradients_stay_finite
     for parameter in (*attachment.parameters(), source, target):
         assert parameter.grad is not None and parameter.grad.isfinite().all()
     assert torch.equal(target.grad[blind], torch.zeros_like(target.grad[blind]))
+
+
+def test_relative_writes_grow_with_the_stream_and_an_empty_stream_has_gradients() -> None:
+    attachment = make(writes="relative")
+    source, target, *more = inputs()
+    small, large = (run(attachment, source, times * target, *more) for times in (1, 100))
+    torch.testing.assert_close(large, 100 * small, rtol=1e-4, atol=1e-3)
+    target[0, 0] = 0
+    target.requires_grad_()
+    run(attachment, source, target, *more).square().sum().backward()
+    assert target.grad is not None and target.grad.isfinite().all()
 
 
 def test_all_blind_or_nothing_to_see_is_zero() -> None:

@@ -25,6 +25,8 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "no_gate": {"gate": "none"},
     "rotary": {"positions": "rotary"},
     "distance": {"positions": "distance"},
+    "relative": {"writes": "relative"},
+    "absolute": {"writes": "absolute"},
     "no_positions": {"positions": "none"},
 }
 _COUNTED: Mapping[str, Callable[[int], dict[str, Any]]] = {
