@@ -91,6 +91,8 @@ def _changed(augmenter: Augmenter, fields: Mapping[str, Any]) -> Augmenter:
         # A number on an attachment would win over that of its augmenter.
         bare = tuple(each.model_copy(update={"num_heads": None}) for each in augmenter.attach)
         fields = {**fields, "attach": bare}
+    if fields.get("open_words") == "read" and augmenter.reading == "prompt":
+        return augmenter  # a prompt has none
     return augmenter.model_copy(update=dict(fields))
 
 
