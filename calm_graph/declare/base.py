@@ -17,7 +17,7 @@ _WANTED = {
     "float_parsing": "a number is needed",
     "string_type": "a text is needed",
     "bool_type": "True or False is needed",
-    "tuple_type": "a list is needed",
+    "tuple_type": "a list is needed, such as [1, 2]",
     "model_type": "the fields of {class_name} are needed, as a mapping",
     "model_attributes_type": "the fields of {class_name} are needed, as a mapping",
 }

@@ -25,7 +25,7 @@ def main() -> None:
     """Train it on every key, check it, and save it as a folder that the registry can name."""
     parser = argparse.ArgumentParser(prog="python -m examples.key_value.make_augmenter", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/key_value/prices"))
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=1500)
     args = parser.parse_args()
     torch.manual_seed(0)
     tokenizer = load_tokenizer(registry.get(ANCHOR))
@@ -82,8 +82,8 @@ def train(tokenizer: Any, *, steps: int) -> tuple[Qwen2ForCausalLM, float]:
     for step in range(steps):
         inputs, targets = batch(BATCH_SIZE)
         states = model.model(input_ids=inputs).last_hidden_state
-        # Noise asks for values that stand far apart, and so for states that are little else than the value.
-        guesses = head(states + 0.3 * torch.randn_like(states))[targets >= 0]
+        # Noise as large as the state asks for digits that stand far apart, and so for states that are little else.
+        guesses = head(states + torch.randn_like(states))[targets >= 0]
         wanted = targets[targets >= 0]
         loss = F.cross_entropy(guesses[:, :10], wanted // 10) + F.cross_entropy(guesses[:, 10:], wanted % 10)
         optimizer.zero_grad()

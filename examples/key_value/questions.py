@@ -36,7 +36,9 @@ def main() -> None:
         write(args.out / "kv" / f"{name}.test.jsonl", test_rows(task, split=split, count=args.count, seed=args.seed))
     write(args.out / "kv/train.jsonl", training_rows(args.num_train, split=trained, seed=args.seed))
     rng = random.Random(f"dev/{args.seed}")
-    watched = [row(rng, keys(trained, seed=args.seed), num_operands=2) for _ in range(64)]
+    # Keys that are not trained on, unless those are the ones that the test asks about.
+    held_out: Split = "dev" if trained == "tune" else trained
+    watched = [row(rng, keys(held_out, seed=args.seed), num_operands=2) for _ in range(64)]
     write(args.out / "kv/dev.jsonl", watched)
 
 

@@ -15,7 +15,7 @@ Split = Literal["seen", "unseen", "tune", "dev"]
 Row = dict[str, str]
 
 ANCHOR = "qwen2.5-coder-0.5b"
-NUM_KEYS = 2_000
+NUM_KEYS = 10_000
 # Two digits and, below, two tokens of each key: there is a place for each digit where the anchor would have read it.
 LOWEST, HIGHEST = 10, 99
 HIGHEST_NUMBER = 100
@@ -38,13 +38,15 @@ def table() -> dict[str, int]:
     rng = random.Random(_TABLE_SEED)
     keys: list[str] = []
     taken: set[str] = set()
+    beginnings: set[str] = set()
     while len(keys) < NUM_KEYS:
         key = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(4, 6)))
         # No key is the beginning of another: after its last token nothing can follow that makes it a different one.
-        starts_alike = any(key[:end] in taken for end in range(4, len(key) + 1)) or any(k.startswith(key) for k in keys)
-        if not starts_alike and has_two_tokens(key):
+        starts = [key[:end] for end in range(4, len(key) + 1)]
+        if key not in beginnings and taken.isdisjoint(starts) and has_two_tokens(key):
             keys.append(key)
             taken.add(key)
+            beginnings.update(starts)
     values = [LOWEST + index % (HIGHEST - LOWEST + 1) for index in range(NUM_KEYS)]
     rng.shuffle(values)
     return dict(zip(keys, values, strict=True))

@@ -1,0 +1,42 @@
+"""The private table of examples/key_value, and how its expressions are told in numbers."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from examples.key_value.questions import training_rows
+from examples.key_value.train import told
+from examples.key_value.world import ANCHOR, HIGHEST, LOWEST, NUM_KEYS, SEEN_SHARE, keys, row, table
+from registry import registry
+from registry.weights import load_tokenizer
+
+pytestmark = pytest.mark.realmodels
+
+
+def test_no_key_is_in_two_splits_and_training_has_every_value() -> None:
+    seen, unseen, tune, dev = (set(keys(split)) for split in ("seen", "unseen", "tune", "dev"))
+    assert len(table()) == NUM_KEYS and len(seen) == SEEN_SHARE * NUM_KEYS
+    assert not seen & unseen and seen | unseen == set(table())
+    assert not tune & dev and tune | dev == seen
+    assert {table()[key] for key in tune} == set(range(LOWEST, HIGHEST + 1))
+    assert keys("seen", seed=1) != keys("seen")
+
+
+def test_an_expression_told_in_numbers_has_a_token_for_each_of_its_tokens() -> None:
+    tokenizer = load_tokenizer(registry.get(ANCHOR))
+    for each in training_rows(200, split="tune"):
+        spelled, numbers = (tokenizer(text).input_ids for text in (each["prompt"], told(each["prompt"])))
+        assert len(spelled) == len(numbers)
+        expression = told(each["prompt"]).splitlines()[1].removesuffix(" = ")
+        assert eval(expression) == int(each["completion"])  # noqa: S307  # two numbers and a sign
+
+
+def test_answers_are_right_and_never_negative() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        each = row(rng, keys("unseen"), num_operands=2)
+        first, sign, second, _ = each["prompt"].splitlines()[1].split()
+        value = table()[first] + (table()[second] if sign == "+" else -table()[second])
+        assert value >= 0 and each["completion"] == str(value)
