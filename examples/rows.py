@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -42,20 +43,26 @@ def write_rows(
         return [row for row in rows if len(tokenizer(row["prompt"] + row["completion"]).input_ids) <= max_tokens]
 
     drawn: dict[Split, list[Row]] = {"train": [], "dev": []}
-    for name, task in tasks.items():
-        counts = []
-        of_split: list[tuple[Split, tuple[str, ...], int]] = [
-            ("train", task.train, num_train),
-            ("dev", task.dev, num_dev),
-        ]
-        for split, files, most in of_split:
-            rows = short(task.rows(split, folder=folder)) if files else []
+    of_split: list[tuple[Split, int]] = [("train", num_train), ("dev", num_dev)]
+    for split, most in of_split:
+        found = {name: _rows(task, split, folder) for name, task in tasks.items()}
+        uses: Counter[str] = Counter()
+        # Those with few rows choose first. The same sentences in several languages teach the answers, not to read, so
+        # an answer is drawn again only where a task has no others left.
+        for name in sorted(tasks, key=lambda name: len(found[name])):
+            rows = short(found[name])
             random.Random(f"{split}/{name}").shuffle(rows)
+            rows.sort(key=lambda row: uses[row["completion"]])
+            uses.update(row["completion"] for row in rows[:most])
             drawn[split] += rows[:most]
-            counts.append(f"{len(rows[:most])} of {len(rows)}")
-        print(f"{name}: train {counts[0]}, dev {counts[1]} short rows")
+            print(f"{name}: {split} {len(rows[:most])} of {len(rows)} short rows")
     for split, rows in drawn.items():
         random.Random(split).shuffle(rows)
         file = out / f"{split}.jsonl"
         file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        print(f"{file}: {len(rows)} rows")
+        print(f"{file}: {len(rows)} rows, {len({row['completion'] for row in rows})} different answers")
+
+
+def _rows(task: Task, split: Split, folder: Path | None) -> list[Row]:
+    names_files = task.train if split == "train" else task.dev
+    return task.rows(split, folder=folder) if names_files else []

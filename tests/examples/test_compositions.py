@@ -23,30 +23,30 @@ def test_two_single_compositions_are_parts_of_the_double_one() -> None:
     assert sorted(found.key for found in plans[2].attachments) == sorted(single)
 
 
+def _task(name: str, rows: list[dict[str, str]], folder: Path) -> Task:
+    file = f"{name}.jsonl"
+    (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return Task(name=name, data=file, train=(file,), prompt="{src}", reference=" {en}", metrics=("chrf",))
+
+
 @pytest.mark.realmodels
-def test_rows_are_short_and_always_the_same(tmp_path: Path) -> None:
-    texts = [{"src": f"word {number} " + "long " * (number % 2 * 40), "en": str(number)} for number in range(20)]
-    file = tmp_path / "all.jsonl"
-    file.write_text("".join(json.dumps(each) + "\n" for each in texts), encoding="utf-8")
-    task = Task(
-        name="t",
-        data="all.jsonl",
-        train=("all.jsonl",),
-        prompt="{src}",
-        reference=" {en}",
-        metrics=("chrf",),
-    )
+def test_rows_are_short_always_the_same_and_answers_are_used_again_last(tmp_path: Path) -> None:
+    few = [{"src": f"word {number} " + "long " * (number % 2 * 40), "en": str(number)} for number in range(12)]
+    many = [{"src": f"wort {number}", "en": str(number)} for number in range(20)]
+    tasks = {"many": _task("many", many, tmp_path), "few": _task("few", few, tmp_path)}
     for out in ("one", "two"):
         write_rows(
             tmp_path / out,
-            {"t": task},
+            tasks,
             anchor="smollm2-135m-instruct",
             max_tokens=30,
-            num_train=8,
+            num_train=16,
             num_dev=8,
             folder=tmp_path,
         )
     lines = (tmp_path / "one/train.jsonl").read_text().splitlines()
-    assert len(lines) == 8 and not any("long" in line for line in lines)
     assert lines == (tmp_path / "two/train.jsonl").read_text().splitlines()
-    assert (tmp_path / "one/dev.jsonl").read_text() == "", "the task names no rows to choose on"
+    assert len(lines) == 6 + 16 and not any("long" in line for line in lines)
+    answers = [json.loads(line)["completion"] for line in lines]
+    assert len(set(answers)) == 20, "14 are new in the longer task, so two of its 16 are the other's again"
+    assert (tmp_path / "one/dev.jsonl").read_text() == "", "the tasks name no rows to choose on"

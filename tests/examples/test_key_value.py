@@ -30,7 +30,7 @@ def test_an_expression_told_in_numbers_has_a_token_for_each_of_its_tokens() -> N
         spelled, numbers = (tokenizer(text).input_ids for text in (each["prompt"], told(each["prompt"])))
         assert len(spelled) == len(numbers)
         expression = told(each["prompt"]).splitlines()[1].removesuffix(" = ")
-        assert eval(expression) == int(each["completion"])  # noqa: S307  # two numbers and a sign
+        assert eval(expression) == int(each["completion"])  # two numbers and a sign
 
 
 def test_answers_are_right_and_never_negative() -> None:
