@@ -43,7 +43,9 @@ def main() -> None:
     args = parser.parse_args()
     registry = Registry(default_registry)
     registry.add_folder(args.augmenter, replace=True)
-    model = build_model(composition, registry=registry, seed=args.seed)
+    # Its file holds bf16, in which most CPUs are several times slower.
+    dtype = torch.float32 if not torch.cuda.is_available() else None
+    model = build_model(composition, registry=registry, seed=args.seed, dtype=dtype)
     learn_what_is_told(model, split=args.split, steps=args.told_steps, seed=args.seed)
     settings = TrainSettings(
         max_steps=args.steps,
