@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +17,7 @@ from calm_graph.model.stored import StoredStates
 from calm_graph.model.tokens import Tokens
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
+_Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(slots=True)
@@ -39,39 +40,17 @@ class EdgeContext:
 
     def then(self, later: EdgeContext) -> EdgeContext:
         """These tokens followed by `later` ones."""
-        return EdgeContext(
-            threshold_BS=torch.cat([self.threshold_BS, later.threshold_BS], dim=1),
-            known_at_BS=torch.cat([self.known_at_BS, later.known_at_BS], dim=1),
-            withdrawn_at_BS=torch.cat([self.withdrawn_at_BS, later.withdrawn_at_BS], dim=1),
-            index_BS=torch.cat([self.index_BS, later.index_BS], dim=1),
-            layers={
-                key: (torch.cat([keys, later.layers[key][0]], dim=2), torch.cat([values, later.layers[key][1]], dim=2))
-                for key, (keys, values) in self.layers.items()
-            },
-        )
+        return self._joined(later, tokens_dim=1, states_dim=2)
 
     def join(self, below: EdgeContext) -> EdgeContext:
         """These rows with those of `below` under them; columns that are padding in every row are dropped."""
         width = max(each.threshold_BS.shape[1] for each in (self, below))
-        both = [each._widened(width) for each in (self, below)]
-        joined = EdgeContext(
-            threshold_BS=torch.cat([each.threshold_BS for each in both]),
-            known_at_BS=torch.cat([each.known_at_BS for each in both]),
-            withdrawn_at_BS=torch.cat([each.withdrawn_at_BS for each in both]),
-            index_BS=torch.cat([each.index_BS for each in both]),
-            layers={
-                key: (
-                    torch.cat([each.layers[key][0] for each in both]),
-                    torch.cat([each.layers[key][1] for each in both]),
-                )
-                for key in self.layers
-            },
-        )
-        return joined.compact()
+        return self._widened(width)._joined(below._widened(width), tokens_dim=0, states_dim=0).compact()
 
     def empty(self, num_rows: int) -> EdgeContext:
         """Rows of the same edge that nothing was offered to."""
-        return self._columns(slice(0, 0)).select(torch.zeros(num_rows, dtype=torch.int64))
+        nothing = self._each(lambda tokens_BS: tokens_BS[:, :0], lambda states_BNSH: states_BNSH[:, :, :0])
+        return nothing.select(torch.zeros(num_rows, dtype=torch.int64))
 
     def compact(self) -> EdgeContext:
         """The same tokens right-aligned, as narrow as the longest row."""
@@ -85,37 +64,11 @@ class EdgeContext:
             index = order_BS.to(states_BNSH.device)[:, None, :, None]
             return states_BNSH.gather(2, index.expand(-1, states_BNSH.shape[1], -1, states_BNSH.shape[3]))
 
-        return EdgeContext(
-            threshold_BS=self.threshold_BS.gather(1, order_BS),
-            known_at_BS=self.known_at_BS.gather(1, order_BS),
-            withdrawn_at_BS=self.withdrawn_at_BS.gather(1, order_BS),
-            index_BS=self.index_BS.gather(1, order_BS),
-            layers={key: (gathered(keys), gathered(values)) for key, (keys, values) in self.layers.items()},
-        )
+        return self._each(lambda tokens_BS: tokens_BS.gather(1, order_BS), gathered)
 
-    def _widened(self, width: int) -> EdgeContext:
-        missing = width - self.threshold_BS.shape[1]
-        if not missing:
-            return self
-        return EdgeContext(
-            threshold_BS=F.pad(self.threshold_BS, (missing, 0), value=NEVER),
-            known_at_BS=F.pad(self.known_at_BS, (missing, 0), value=NEVER),
-            withdrawn_at_BS=F.pad(self.withdrawn_at_BS, (missing, 0), value=NEVER),
-            index_BS=F.pad(self.index_BS, (missing, 0)),
-            layers={
-                key: (F.pad(keys, (0, 0, missing, 0)), F.pad(values, (0, 0, missing, 0)))
-                for key, (keys, values) in self.layers.items()
-            },
-        )
-
-    def _columns(self, columns: slice) -> EdgeContext:
-        return EdgeContext(
-            threshold_BS=self.threshold_BS[:, columns],
-            known_at_BS=self.known_at_BS[:, columns],
-            withdrawn_at_BS=self.withdrawn_at_BS[:, columns],
-            index_BS=self.index_BS[:, columns],
-            layers={key: (keys[:, :, columns], values[:, :, columns]) for key, (keys, values) in self.layers.items()},
-        )
+    def select(self, rows_B: torch.Tensor) -> EdgeContext:
+        """Row i becomes the old row `rows_B[i]`."""
+        return self._each(lambda tokens_BS: _rows(tokens_BS, rows_B), lambda states_BNSH: _rows(states_BNSH, rows_B))
 
     def visible(self, clock_BT: torch.Tensor) -> torch.Tensor:
         """What positions with these clocks, int64 [B, T], see: bool [B, T, S], on their device."""
@@ -135,15 +88,40 @@ class EdgeContext:
             withdrawn_at_BS=earlier_withdrawn(self.withdrawn_at_BS, last_B1),
         )
 
-    def select(self, rows_B: torch.Tensor) -> EdgeContext:
-        """Row i becomes the old row `rows_B[i]`."""
+    def _each(self, tokens: _Change, states: _Change) -> EdgeContext:
+        """Change all that is told of tokens, [B, S], and all keys and values, [B, N, S, H]."""
         return EdgeContext(
-            threshold_BS=_rows(self.threshold_BS, rows_B),
-            known_at_BS=_rows(self.known_at_BS, rows_B),
-            withdrawn_at_BS=_rows(self.withdrawn_at_BS, rows_B),
-            index_BS=_rows(self.index_BS, rows_B),
-            layers={key: (_rows(keys, rows_B), _rows(values, rows_B)) for key, (keys, values) in self.layers.items()},
+            threshold_BS=tokens(self.threshold_BS),
+            known_at_BS=tokens(self.known_at_BS),
+            withdrawn_at_BS=tokens(self.withdrawn_at_BS),
+            index_BS=tokens(self.index_BS),
+            layers={key: (states(keys), states(values)) for key, (keys, values) in self.layers.items()},
         )
+
+    def _joined(self, other: EdgeContext, *, tokens_dim: int, states_dim: int) -> EdgeContext:
+        return EdgeContext(
+            threshold_BS=torch.cat([self.threshold_BS, other.threshold_BS], dim=tokens_dim),
+            known_at_BS=torch.cat([self.known_at_BS, other.known_at_BS], dim=tokens_dim),
+            withdrawn_at_BS=torch.cat([self.withdrawn_at_BS, other.withdrawn_at_BS], dim=tokens_dim),
+            index_BS=torch.cat([self.index_BS, other.index_BS], dim=tokens_dim),
+            layers={
+                key: (
+                    torch.cat([keys, other.layers[key][0]], dim=states_dim),
+                    torch.cat([values, other.layers[key][1]], dim=states_dim),
+                )
+                for key, (keys, values) in self.layers.items()
+            },
+        )
+
+    def _widened(self, width: int) -> EdgeContext:
+        missing = width - self.threshold_BS.shape[1]
+        if not missing:
+            return self
+        wide = self._each(
+            lambda tokens_BS: F.pad(tokens_BS, (missing, 0), value=NEVER),
+            lambda states_BNSH: F.pad(states_BNSH, (0, 0, missing, 0)),
+        )
+        return replace(wide, index_BS=F.pad(self.index_BS, (missing, 0)))  # distances must stay numbers
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,16 +53,7 @@ class RoutingSystem:
         """Prompt -> name of the system that it was sent to."""
 
     def generate(self, prompts: Sequence[str], decoding: Decoding, *, done: Done) -> list[list[str]]:
-        """Let the chosen systems continue prompts.
-
-        Args:
-            prompts: Texts.
-            decoding: How.
-            done: Hears of every prompt that is answered.
-
-        Returns:
-            For each prompt, its answers.
-        """
+        """See `System.generate`."""
         answers: list[list[str]] = [[] for _ in prompts]
         for system, indices in self._shares(prompts):
             found = system.generate([prompts[index] for index in indices], decoding, done=_moved(done, indices))
@@ -71,16 +62,7 @@ class RoutingSystem:
         return answers
 
     def score(self, prompts: Sequence[str], completions: Sequence[str], *, done: Done) -> list[float]:
-        """Let the chosen systems tell how likely completions are.
-
-        Args:
-            prompts: Texts.
-            completions: What follows each.
-            done: Hears of every completion that is scored.
-
-        Returns:
-            Nats of each.
-        """
+        """See `System.score`."""
         nats = [math.nan] * len(prompts)
         for system, indices in self._shares(prompts):
             asked = [prompts[index] for index in indices], [completions[index] for index in indices]

@@ -13,7 +13,14 @@ import torch
 from calm_graph.data.samples import Batch
 from calm_graph.errors import CalmGraphError, EvaluationError
 from calm_graph.evaluate.systems.base import Decoding, Done
-from calm_graph.evaluate.systems.scoring import Score, draw_seed, make_sample, score_all, scored_prompt_ids
+from calm_graph.evaluate.systems.scoring import (
+    Score,
+    TokenScorer,
+    draw_seed,
+    make_samples,
+    score_all,
+    scored_prompt_ids,
+)
 from calm_graph.generate.engine import Engine
 from calm_graph.generate.engine_settings import EngineSettings
 from calm_graph.generate.requests import GenerationRequest, TokenOutput
@@ -26,7 +33,7 @@ _MAX_CACHE_TOKENS = 1 << 20
 _PREFILL_TOKENS = 1024  # nobody waits for the next token, so long pieces of prompts are read at once
 
 
-class EngineSystem:
+class EngineSystem(TokenScorer):
     """A composed model in this process.
 
     Args:
@@ -101,38 +108,10 @@ class EngineSystem:
                 engine.fail(EvaluationError("stopped"))
         return texts
 
-    def score(self, prompts: Sequence[str], completions: Sequence[str], *, done: Done) -> list[float]:
-        """Tell how likely completions are.
-
-        Args:
-            prompts: Texts.
-            completions: What follows each.
-            done: Hears of every completion that is scored.
-
-        Returns:
-            Nats of each.
-        """
-        return [score.nats for score in self.score_tokens(prompts, completions, done=done)]
-
     def score_tokens(self, prompts: Sequence[str], completions: Sequence[str], *, done: Done) -> list[Score]:
-        """Tell how likely completions are, and whether greedy decoding would give them.
-
-        Args:
-            prompts: Texts.
-            completions: What follows each.
-            done: Hears of every completion that is scored.
-
-        Returns:
-            The scores.
-
-        Raises:
-            EvaluationError: A text is too long, or has no token.
-        """
+        """See `TokenScorer.score_tokens`."""
         model = self.model
-        samples = [
-            make_sample(model.tokenizer, prompt, completion, index=index)
-            for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
-        ]
+        samples = make_samples(model.tokenizer, prompts, completions)
 
         def logits_of(batch: Batch) -> torch.Tensor:
             tensors = {

@@ -14,8 +14,9 @@ from calm_graph.errors import EvaluationError
 from calm_graph.evaluate.systems.base import Decoding, Done
 from calm_graph.evaluate.systems.scoring import (
     Score,
+    TokenScorer,
     draw_seed,
-    make_sample,
+    make_samples,
     score_all,
     scored_prompt_ids,
     supervised_positions,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from registry import ModelCard
 
 
-class PlainSystem:
+class PlainSystem(TokenScorer):
     """A causal language model in this process.
 
     Args:
@@ -108,37 +109,9 @@ class PlainSystem:
                 done(index)
         return texts
 
-    def score(self, prompts: Sequence[str], completions: Sequence[str], *, done: Done) -> list[float]:
-        """Tell how likely completions are.
-
-        Args:
-            prompts: Texts.
-            completions: What follows each.
-            done: Hears of every completion that is scored.
-
-        Returns:
-            Nats of each.
-        """
-        return [score.nats for score in self.score_tokens(prompts, completions, done=done)]
-
     def score_tokens(self, prompts: Sequence[str], completions: Sequence[str], *, done: Done) -> list[Score]:
-        """Tell how likely completions are, and whether greedy decoding would give them.
-
-        Args:
-            prompts: Texts.
-            completions: What follows each.
-            done: Hears of every completion that is scored.
-
-        Returns:
-            The scores.
-
-        Raises:
-            EvaluationError: A text is too long, or has no token.
-        """
-        samples = [
-            make_sample(self.tokenizer, prompt, completion, index=index)
-            for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
-        ]
+        """See `TokenScorer.score_tokens`."""
+        samples = make_samples(self.tokenizer, prompts, completions)
         for index, sample in enumerate(samples):
             if len(sample.input_ids) > self.context_length:
                 raise EvaluationError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -45,6 +46,30 @@ class Score:
     is_greedy: bool
 
 
+class TokenScorer(ABC):
+    """The half of a `System` that scores, for those that can score token by token."""
+
+    def score(self, prompts: Sequence[str], completions: Sequence[str], *, done: Done) -> list[float]:
+        """See `System.score`."""
+        return [score.nats for score in self.score_tokens(prompts, completions, done=done)]
+
+    @abstractmethod
+    def score_tokens(self, prompts: Sequence[str], completions: Sequence[str], *, done: Done) -> list[Score]:
+        """Tell how likely completions are, and whether greedy decoding would give them.
+
+        Args:
+            prompts: Texts.
+            completions: What follows each.
+            done: Hears of every completion that is scored.
+
+        Returns:
+            The scores.
+
+        Raises:
+            EvaluationError: A text is too long, or has no token.
+        """
+
+
 def scored_prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Return the ids of a prompt; at least one, because the first token of a text is predicted from something."""
     ids = prompt_ids(tokenizer, prompt)
@@ -54,6 +79,14 @@ def scored_prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[i
     if start is None:
         raise EvaluationError("prompt: got an empty text, and the tokenizer has no token that begins one")
     return [int(start)]
+
+
+def make_samples(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]
+) -> list[Sample]:
+    """Tokenise pairs: see `make_sample`."""
+    pairs = enumerate(zip(prompts, completions, strict=True))
+    return [make_sample(tokenizer, prompt, completion, index=index) for index, (prompt, completion) in pairs]
 
 
 def make_sample(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, *, index: int) -> Sample:
