@@ -2,17 +2,57 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from calm_graph.errors import CalmGraphError
 from calm_graph.evaluate.tasks.task import Split, Task
 from registry import registry
 from registry.weights import load_tokenizer
 
 Row = dict[str, str]
+
+ANCHOR = "smollm2-135m-instruct"
+
+
+def main(
+    tasks: Mapping[str, Task], *, example: str, doc: str | None, max_tokens: int, num_train: int, num_dev: int
+) -> None:
+    """Write the rows of an example as its command line says.
+
+    Args:
+        tasks: Name -> task.
+        example: Its folder.
+        doc: What it does.
+        max_tokens: As in `write_rows`, where nothing else is said; so are the others.
+        num_train: See there.
+        num_dev: See there.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m examples.{example}.data", description=doc)
+    parser.add_argument("--data", type=Path, help="folder of the suites' data; default: CALM_GRAPH_DATA")
+    parser.add_argument("--out", type=Path, default=Path("runs") / example)
+    parser.add_argument(
+        "--max-tokens", type=int, default=max_tokens, help="of the anchor, prompt and completion together"
+    )
+    parser.add_argument("--num-train", type=int, default=num_train, help="rows of each task, where there are so many")
+    parser.add_argument("--num-dev", type=int, default=num_dev, help="rows of each task")
+    args = parser.parse_args()
+    try:
+        write_rows(
+            args.out,
+            tasks,
+            anchor=ANCHOR,
+            max_tokens=args.max_tokens,
+            num_train=args.num_train,
+            num_dev=args.num_dev,
+            folder=args.data,
+        )
+    except CalmGraphError as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
 
 
 def write_rows(
