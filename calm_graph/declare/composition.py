@@ -100,7 +100,7 @@ class Augmenter(Declared):
         positions: `rotary` rotates queries and keys by the aligned text index; `distance` prefers what stands near in
             the text, more or less strongly by head.
         writes: `relative` multiplies what an attachment adds by the root mean square of the stream it is added to. That
-            is 15 times as large after the last blocks of SmolLM2 as after its first: one learning rate fits all.
+            is 15 times as large after the last blocks of SmolLM2 as after its first.
         scale: Factor on the attachments' output; 0 switches the augmenter off.
         runtime: What runs it; None takes the card's.
         if_unavailable: When the service that runs it does not answer, requests `fail`, or are answered without it

@@ -109,7 +109,6 @@ def difference(model: ComposedModel, prompts: list[str]) -> torch.Tensor:
 
 
 def _states(model: ComposedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    call = BlockCall(taps=frozenset({AFTER_LAYER}))
     tokens = model.anchor_tokens(ids, mask)
     request = model.graph.new_request(keeps=False)
     model.graph.begin(request, tokens, prompt_lengths=mask.sum(dim=1), prompt_texts=None, inputs={})
