@@ -16,6 +16,7 @@ Gate = Literal["none", "tanh"]
 Positions = Literal["none", "rotary", "distance"]
 OpenWords = Literal["wait", "read"]
 Writes = Literal["absolute", "relative"]
+FirstToken = Literal["write", "spare"]
 Runtime = Literal["torch", "onnx", "remote"]
 IfUnavailable = Literal["fail", "skip"]
 
@@ -101,6 +102,9 @@ class Augmenter(Declared):
             the text, more or less strongly by head.
         writes: `relative` multiplies what an attachment adds by the root mean square of the stream it is added to. That
             is 15 times as large after the last blocks of SmolLM2 as after its first.
+        first_token: `spare` writes nothing at the first token of a text. Many models rest their attention there and
+            give it a state a hundred times as large as others (arXiv 2309.17453, 2402.17762), which attachments would
+            first have to learn not to disturb.
         scale: Factor on the attachments' output; 0 switches the augmenter off.
         runtime: What runs it; None takes the card's.
         if_unavailable: When the service that runs it does not answer, requests `fail`, or are answered without it
@@ -124,6 +128,7 @@ class Augmenter(Declared):
     gate: Gate = "none"
     positions: Positions = "none"
     writes: Writes = "absolute"
+    first_token: FirstToken = "write"
     scale: float = 1.0
     runtime: Runtime | None = None
     if_unavailable: IfUnavailable = "fail"
@@ -143,6 +148,7 @@ class Augmenter(Declared):
             gate: Gate = ...,
             positions: Positions = ...,
             writes: Writes = ...,
+            first_token: FirstToken = ...,
             scale: float = ...,
             runtime: Runtime | None = ...,
             if_unavailable: IfUnavailable = ...,

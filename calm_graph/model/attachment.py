@@ -30,6 +30,7 @@ class Attachment(nn.Module):
             learnt by content. `distance` lowers scores by slope x distance of the aligned indices, with slopes 4 to 1/4
             over the heads (as ALiBi, arXiv 2108.12409, in both directions), so that it need not be learnt at all.
         writes: `relative` multiplies the output by the root mean square of the target's states, position by position.
+        first_token: `spare` adds nothing where the target's index is 0.
     """
 
     slopes_N: torch.Tensor | None
@@ -44,11 +45,12 @@ class Attachment(nn.Module):
         gate: Literal["none", "tanh"] = "none",
         positions: Literal["none", "rotary", "distance"] = "none",
         writes: Literal["absolute", "relative"] = "absolute",
+        first_token: Literal["write", "spare"] = "write",
     ) -> None:
         super().__init__()
         self.source_width, self.target_width = source_width, target_width
         self.num_heads, self.head_dim = num_heads, head_dim
-        self.positions, self.writes = positions, writes
+        self.positions, self.writes, self.first_token = positions, writes, first_token
         inner = num_heads * head_dim
         self.source_norm = nn.RMSNorm(source_width, eps=1e-6)
         self.project = nn.Linear(source_width, target_width, bias=False)
@@ -106,10 +108,12 @@ class Attachment(nn.Module):
             source_index_BS: int64, text index of the source positions (used by `distance` only).
 
         Returns:
-            float [B, T, D] in the target's dtype; exactly zero where nothing is visible.
+            float [B, T, D] in the target's dtype; exactly zero where nothing is visible or the first token is spared.
         """
         queries = self._heads(self.query(self.target_norm(target_BTD.to(self.query.weight.dtype))))
         queries = self._rotated(queries, index_BT)
+        if self.first_token == "spare":
+            visible_BTS = visible_BTS & (index_BT > 0)[:, :, None]
         sees_BT1 = visible_BTS.any(dim=-1, keepdim=True)
         # A row of softmax needs something to look at; what a blind row looked at is zeroed right after.
         mask = (visible_BTS | ~sees_BT1)[:, None]

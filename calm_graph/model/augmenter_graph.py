@@ -55,6 +55,7 @@ class AugmenterGraph(nn.Module):
                     gate=planned.gate,
                     positions=planned.positions,
                     writes=planned.writes,
+                    first_token=planned.first_token,
                 )
                 for planned in plan.attachments
             }

@@ -69,6 +69,7 @@ def plan_edge(
                 gate=augmenter.gate,
                 positions=augmenter.positions,
                 writes=augmenter.writes,
+                first_token=augmenter.first_token,
                 path=place.path,
             )
         )

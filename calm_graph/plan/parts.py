@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from calm_graph.declare.composition import (
     Composition,
+    FirstToken,
     Gate,
     IfUnavailable,
     OpenWords,
@@ -43,6 +44,7 @@ class PlannedAttachment:
         gate: Whether a trained gate multiplies the output.
         positions: Whether queries and keys are rotated.
         writes: Whether the output is multiplied by the size of the stream it is added to.
+        first_token: Whether something is added at the first token, too.
         path: Where it was declared.
         trainable: False when it comes, trained, from a checkpoint.
         checkpoint: Name of the card whose folder holds its weights, when it comes from a checkpoint.
@@ -61,6 +63,7 @@ class PlannedAttachment:
     gate: Gate
     positions: Positions
     writes: Writes
+    first_token: FirstToken
     path: str
     trainable: bool = True
     checkpoint: str | None = None

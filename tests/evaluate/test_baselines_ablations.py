@@ -49,6 +49,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
         ("composed_distance", "positions", ("distance", "distance")),
         ("composed_open_words", "open_words", ("read", "wait")),
         ("composed_relative", "writes", ("relative", "relative")),
+        ("composed_spare", "first_token", ("spare", "spare")),
         ("composed_every_1", "attach", (every(1), every(1))),
         ("composed_heads_2", "num_heads", (2, 2)),
     ],

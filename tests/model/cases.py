@@ -47,7 +47,7 @@ CASES: dict[str, tuple[Augmenter, ...]] = {
     ),
     "relative": (
         Augmenter("same", attach=ATTACH, writes="relative"),
-        Augmenter("second", attach=ATTACH, writes="relative", gate="tanh"),
+        Augmenter("second", attach=ATTACH, writes="relative", gate="tanh", first_token="spare"),
     ),
     "gate": (Augmenter("same", attach=ATTACH, gate="tanh"), Augmenter("second", attach=ATTACH, gate="tanh")),
     "nested": (inner(),),

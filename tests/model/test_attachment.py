@@ -141,6 +141,20 @@ def test_where_nothing_is_visible_it_adds_exactly_zero_and_gradients_stay_finite
     assert torch.equal(target.grad[blind], torch.zeros_like(target.grad[blind]))
 
 
+def test_a_spared_first_token_gets_exactly_zero_and_the_others_what_they_got() -> None:
+    source, target, _, source_index, target_index = inputs()
+    target_index = torch.arange(T).expand(B, T).clone()
+    target_index[1] += 3  # a later part of a text has no first token
+    visible = torch.ones(B, T, S, dtype=torch.bool)
+    writing, sparing = (
+        run(make(first_token=first), source, target, visible, source_index, target_index)
+        for first in ("write", "spare")
+    )
+    first = target_index == 0
+    assert torch.equal(sparing[first], torch.zeros(1, D)) and (writing[first] != 0).all()
+    assert torch.equal(sparing[~first], writing[~first])
+
+
 def test_relative_writes_grow_with_the_stream_and_an_empty_stream_has_gradients() -> None:
     attachment = make(writes="relative")
     source, target, *more = inputs()

@@ -27,6 +27,7 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "distance": {"positions": "distance"},
     "relative": {"writes": "relative"},
     "absolute": {"writes": "absolute"},
+    "spare": {"first_token": "spare"},
     "no_positions": {"positions": "none"},
 }
 _COUNTED: Mapping[str, Callable[[int], dict[str, Any]]] = {
