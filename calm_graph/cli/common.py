@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from calm_graph.errors import InputError
 
 if TYPE_CHECKING:
     from calm_graph.plan.graph import Plan
@@ -117,3 +120,32 @@ def read_columns(text: str | None) -> dict[str, str] | None:
 def print_json(value: Any) -> None:
     """Print a value as JSON that people can read, too."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def read_changes(changes: Sequence[str]) -> dict[str, object]:
+    """Return the settings of each `--set`.
+
+    Args:
+        changes: NAME=VALUE; a value is JSON (numbers, lists, null), else a text as it is.
+
+    Returns:
+        Name -> value; whether there are such settings is not looked at.
+
+    Raises:
+        InputError: One is not NAME=VALUE.
+    """
+    found: dict[str, object] = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals:
+            raise InputError(f"--set: got {change!r}, but NAME=VALUE is needed, such as patience=3")
+        found[name.strip().replace("-", "_")] = _value(value)
+    return found
+
+
+def _value(text: str) -> object:
+    """Read JSON (numbers, lists, null), else take the text as it is."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

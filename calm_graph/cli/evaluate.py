@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calm_graph.cli.common import Subparsers, add_command
+from calm_graph.cli.common import Subparsers, add_command, read_changes
 from calm_graph.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,6 +57,14 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     others.add_argument("--eval-data", metavar="DATA", help="its held-out rows, by which the best step is chosen")
     others.add_argument(
         "--learning-rates", metavar="NAME=RATE,...", type=_rates, default={}, help="of baselines that are trained"
+    )
+    others.add_argument(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another setting of `train` than the composition's run had",
     )
     others.add_argument(
         "--replace", metavar="NAME=CARD,...", type=_pairs, default={}, help="for composed_vanilla: read CARD instead"
@@ -151,6 +159,7 @@ def _baselines(options: argparse.Namespace, setup: Setup) -> list[Candidate]:
     chosen = BaselineOptions(
         train_data=options.train_data,
         eval_data=options.eval_data,
+        changes=read_changes(options.changes),
         learning_rates=options.learning_rates,
         replaced=options.replace,
         merge_base=options.merge_base,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
 from calm_graph.cli.common import (
@@ -13,11 +12,11 @@ from calm_graph.cli.common import (
     add_file_argument,
     add_json_argument,
     print_json,
+    read_changes,
     read_columns,
     read_plan,
 )
 from calm_graph.declare.settings import TrainSettings
-from calm_graph.errors import InputError
 
 _FLAGS = ("max_steps", "batch_size", "learning_rate", "seed", "max_length", "device", "num_workers")
 
@@ -117,20 +116,8 @@ def read_settings(options: argparse.Namespace) -> TrainSettings:
     """
     given = {name: getattr(options, name) for name in (*_FLAGS, "use_gpu")}
     changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
-    for change in options.changes:
-        name, equals, value = change.partition("=")
-        if not equals:
-            raise InputError(f"--set: got {change!r}, but NAME=VALUE is needed, such as patience=3")
-        changes[name.strip().replace("-", "_")] = _value(value)
+    changes |= read_changes(options.changes)
     return TrainSettings.parse(changes, where="command line")
-
-
-def _value(text: str) -> object:
-    """Read JSON (numbers, lists, null), else take the text as it is."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def _default(name: str) -> str:

@@ -87,10 +87,14 @@ def test_baselines_are_trained_and_evaluated_beside_the_checkpoint(
     assert main(command) == 1
     assert "lora: is not trained" in capsys.readouterr().err
     trained = ["--train-data", data, "--eval-data", data, "--learning-rates", "lora=0.01"]
+    assert main([*command, *trained, "--set", "max_step=2"]) == 1
+    assert "max_steps" in capsys.readouterr().err
+    trained += ["--set", "max_steps=2"]
     assert main([*command, *trained]) == 1  # the models cannot be merged
     assert "merge: " in capsys.readouterr().err
     found = json.loads((tmp_path / "out/results.json").read_text())["rows"]
     assert {row["system"] for row in found} == {"composed", "lora"}
     assert (tmp_path / "out/baselines/lora/adapter_model.safetensors").is_file()
+    assert json.loads((tmp_path / "out/baselines/lora/settings.json").read_text())["max_steps"] == 2
     # Trained once, it needs no rows any more.
     assert main([*command, "--baselines", "lora"]) == 0

@@ -50,7 +50,7 @@ class BaselineOptions:
         train_data: The rows that the composition was trained on; None takes baselines that are trained already.
         eval_data: Its held-out rows.
         columns: As in `fit`.
-        settings: Of the runs; None takes those of the composition's run.
+        changes: Settings of the composition's run that are others in theirs.
         learning_rates: Name -> the peak of its learning rate.
         replaced: For `composed_vanilla`: augmenter -> card of the model that is read in its place.
         routing: Whether a request goes where its task's dev rows, or its own prompt, are predicted best.
@@ -62,7 +62,7 @@ class BaselineOptions:
     train_data: Rows | None = None
     eval_data: Rows | None = None
     columns: Columns | None = None
-    settings: TrainSettings | None = None
+    changes: Mapping[str, object] = field(default_factory=dict)
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     replaced: Mapping[str, str] = field(default_factory=dict)
     routing: Literal["task", "prompt"] = "task"
@@ -164,7 +164,7 @@ class _Maker:
                 data=self.options.train_data,
                 eval_data=self.options.eval_data,
                 columns=self.options.columns,
-                settings=self.options.settings,
+                settings=(self.reference.settings or TrainSettings()).updated(**self.options.changes),
                 learning_rates={name: rates[name]} if name in rates else None,
                 replaced=self.options.replaced,
                 out=folder.parent,
