@@ -74,7 +74,7 @@ def learn_what_is_told(
         model: Of the composition.
         split: Whose keys.
         steps: Of `batch_size` prompts.
-        seed: Of the prompts.
+        seed: Of the split and the prompts.
         batch_size: Prompts of a step.
         learning_rate: Its highest.
     """
@@ -82,7 +82,7 @@ def learn_what_is_told(
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=steps, pct_start=0.1)
     rng = random.Random(f"told/{seed}")
-    names = keys(split)
+    names = keys(split, seed=seed)
     started_s = time.perf_counter()
     for step in range(steps):
         loss = difference(model, expressions(rng, names, batch_size))
