@@ -8,23 +8,23 @@ from examples.rows import main
 
 LANGUAGES = ("ace", "ban", "bho", "jav", "lij", "mar", "min", "sun")
 
-# What the anchor could before it should still be able to do: text without a prompt, and answers to questions.
+# What the anchor could before it should still be able to do: to go on with English that is no translation.
 ENGLISH = {
     "text": Task(
         name="text",
         data="translation/tico19/ckb-en.test.jsonl",
         train=("translation/tico19/ckb-en.train.jsonl",),
         dev=("translation/tico19/ckb-en.dev.jsonl",),
-        prompt="",
-        reference="{en}",
+        prompt="English:",
+        reference=" {en}",
         metrics=("bits_per_byte",),
     ),
     "questions": Task(
         name="questions",
         data="math/gsm8k.test.jsonl",
         train=("math/gsm8k.train.jsonl",),
-        prompt="",
-        reference="{question}",
+        prompt="Question:",
+        reference=" {question}",
         metrics=("bits_per_byte",),
     ),
 }

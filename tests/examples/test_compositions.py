@@ -11,6 +11,7 @@ from calm_graph.evaluate.tasks.task import Task
 from calm_graph.plan.graph import make_plan
 from examples.code.composition import composition as code
 from examples.low_resource.composition import composition as low_resource
+from examples.low_resource.data import ENGLISH
 from examples.multi.composition import composition as multi
 from examples.rows import write_rows
 from registry import registry
@@ -21,6 +22,10 @@ def test_two_single_compositions_are_parts_of_the_double_one() -> None:
     assert {plan.anchor.card.name for plan in plans} == {"smollm2-135m-instruct"}
     single = [found.key for plan in plans[:2] for found in plan.attachments]
     assert sorted(found.key for found in plans[2].attachments) == sorted(single)
+
+
+def test_plain_english_has_a_prompt_as_every_row_of_a_file_with_prompts_must() -> None:
+    assert all(task.prompt and task.train for task in ENGLISH.values())
 
 
 def _task(name: str, rows: list[dict[str, str]], folder: Path) -> Task:
