@@ -103,8 +103,8 @@ class Augmenter(Declared):
         writes: `relative` multiplies what an attachment adds by the root mean square of the stream it is added to. That
             is 15 times as large after the last blocks of SmolLM2 as after its first.
         first_token: `spare` writes nothing at the first token of a text. Many models rest their attention there and
-            give it a state a hundred times as large as others (arXiv 2309.17453, 2402.17762), which attachments would
-            first have to learn not to disturb.
+            give it a state up to a hundred times as large as others (arXiv 2309.17453, 2402.17762), which attachments
+            would first have to learn not to disturb.
         scale: Factor on the attachments' output; 0 switches the augmenter off.
         runtime: What runs it; None takes the card's.
         if_unavailable: When the service that runs it does not answer, requests `fail`, or are answered without it

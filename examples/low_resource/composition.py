@@ -19,7 +19,7 @@ composition = Composition(
             positions="distance",
             # The anchor's stream is fifteen times as large at its end as at its beginning.
             writes="relative",
-            # At the first token it is a thousand times as large, and attention rests on that.
+            # At the first token it is sixty times as large as at others, and attention rests on that.
             first_token="spare",
         )
     ],
