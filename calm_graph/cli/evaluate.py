@@ -102,6 +102,7 @@ def run(options: argparse.Namespace) -> int:
     tasks = read_tasks(options)
     if options.checkpoint is None:
         raise InputError("--checkpoint is missing: what should be evaluated?")
+    _check_used(options)
     from calm_graph.evaluate.reports.report import write_report
     from calm_graph.evaluate.reports.results import Results, read_results
     from calm_graph.evaluate.reports.tables import text
@@ -152,8 +153,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _baselines(options: argparse.Namespace, setup: Setup) -> list[Candidate]:
-    if not options.baselines:
-        return []
     from calm_graph.evaluate.baselines.select import BaselineOptions, select_baselines
 
     chosen = BaselineOptions(
@@ -166,6 +165,25 @@ def _baselines(options: argparse.Namespace, setup: Setup) -> list[Candidate]:
         show=options.show,
     )
     return select_baselines(options.baselines, setup, chosen)
+
+
+def _check_used(options: argparse.Namespace) -> None:
+    """Refuse options that none of the baselines asked for would look at."""
+    from calm_graph.evaluate.baselines.ablations import is_ablation
+    from calm_graph.evaluate.baselines.select import UNTRAINED
+
+    trained = [name for name in options.baselines if name not in UNTRAINED]
+    for flag, given, users, kind in (
+        ("--train-data", options.train_data, trained, "one that is trained"),
+        ("--eval-data", options.eval_data, trained, "one that is trained"),
+        ("--set", options.changes, trained, "one that is trained"),
+        ("--replace", options.replace, [name for name in trained if is_ablation(name)], "an ablation"),
+        ("--merge-base", options.merge_base, [name for name in options.baselines if name == "merge"], "merge"),
+    ):
+        if given and not users:
+            asked = ", ".join(options.baselines) or "no --baselines"
+            raise InputError(f"{flag}: only for {kind}, but got {asked}")
+    _check(list(options.learning_rates), trained, "--learning-rates")
 
 
 def read_tasks(options: argparse.Namespace) -> list[Task]:

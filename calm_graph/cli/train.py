@@ -32,6 +32,8 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         calm-graph train helpdesk.py --data train.jsonl --out runs/helpdesk --resume
         calm-graph train helpdesk.py --data 's3://bucket/train/*.parquet' --columns prompt=question,completion=answer
         calm-graph train helpdesk.py --data train.jsonl --states states/helpdesk
+        calm-graph train helpdesk.py --data told.jsonl --set told_layer=4 --out runs/told
+        calm-graph train helpdesk.py --data train.jsonl --start runs/told --out runs/helpdesk
         calm-graph train helpdesk.py --data train.jsonl --max-steps 2000 --set patience=3 --set precision=bf16
         calm-graph train helpdesk.py --data train.jsonl --out /shared/helpdesk --num-workers 16 --use-gpu
         calm-graph train helpdesk.py --data train.jsonl --out /shared/helpdesk --num-workers 4:16
@@ -54,6 +56,9 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         "--states", metavar="DIR", help="cached states of `calm-graph precompute`; augmenters are not loaded then"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the last state in DIR")
+    parser.add_argument(
+        "--start", metavar="CHECKPOINT", help="a checkpoint of the same composition, to train its attachments further"
+    )
     for name in _FLAGS:
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar="X", help=f"default: {_default(name)}")
     parser.add_argument("--use-gpu", action="store_true", default=None, help="each Ray worker gets a GPU of its own")
@@ -87,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
             out=options.out,
             settings=settings,
             resume=options.resume,
+            start=options.start,
             states=options.states,
         )
     except TrainingInterrupted as error:

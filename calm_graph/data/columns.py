@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from calm_graph.data.rows import KEYS, ROW, SHAPES, misspelt, naming_advice
+from calm_graph.data.rows import BESIDE, KEYS, ROW, SHAPES, misspelt, naming_advice
 from calm_graph.declare.base import near
 from calm_graph.errors import InputError
 
@@ -21,7 +21,7 @@ def check_columns(columns: Columns | None) -> None:
     for key in columns or {}:
         if key not in KEYS:
             raise InputError(f"columns: got the key {key!r}, but allowed are {', '.join(KEYS)}{near(key, KEYS)}")
-    if columns is not None and frozenset(columns) - {"augmenter_inputs"} not in SHAPES:
+    if columns is not None and frozenset(columns) - BESIDE not in SHAPES:
         raise InputError(f"columns: got the keys {', '.join(columns) or '(none)'}, but a row is {ROW}")
 
 

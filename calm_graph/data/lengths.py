@@ -79,4 +79,6 @@ def _cut(sample: Sample, length: int) -> Sample:
     # The bytes are shared out by tokens: exact counts would need the text to be cut where a token ends.
     share = (length - sample.prompt_length) / (len(sample.input_ids) - sample.prompt_length)
     num_bytes = max(1, round(sample.completion_bytes * share))
-    return replace(sample, input_ids=sample.input_ids[:length], completion_bytes=num_bytes)
+    return replace(
+        sample, input_ids=sample.input_ids[:length], told_ids=sample.told_ids[:length], completion_bytes=num_bytes
+    )

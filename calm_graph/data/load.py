@@ -88,6 +88,7 @@ def load_dataset(
     max_length: int | None,
     long_rows: LongRows = "error",
     columns: Columns | None = None,
+    told: bool = False,
     show: Show = "none",
 ) -> Dataset:
     """Read and tokenise rows.
@@ -102,6 +103,7 @@ def load_dataset(
         max_length: The most tokens of a sample; None allows any.
         long_rows: What happens to longer ones.
         columns: Key of a row -> the column that holds it; None: each is under its own name.
+        told: Whether each row needs its prompt as it is `told`, in as many tokens.
         show: How the progress of a large source is shown.
 
     Returns:
@@ -115,10 +117,10 @@ def load_dataset(
     if package_of(data) == "ray":
         from calm_graph.data.ray_data import parts_of
 
-        name, num_rows, parts = "data", None, parts_of(cast(Any, data), tokenizer, columns)
+        name, num_rows, parts = "data", None, parts_of(cast(Any, data), tokenizer, columns, told=told)
     else:
         opened = open_rows(data, columns)
-        name, num_rows, parts = opened.name, opened.num_rows, _parts(opened.rows, tokenizer)
+        name, num_rows, parts = opened.name, opened.num_rows, _parts(opened.rows, tokenizer, told=told)
     found = Part(num_rows=0)
     lengths = LengthLimit(max_length, long_rows)
     kept: list[Dataset] = []
@@ -141,12 +143,13 @@ def load_dataset(
     return replace(joined, num_skipped=lengths.num_skipped, num_cut=lengths.num_cut)
 
 
-def make_part(rows: Sequence[tuple[Place, object]], tokenizer: PreTrainedTokenizerBase) -> Part:
+def make_part(rows: Sequence[tuple[Place, object]], tokenizer: PreTrainedTokenizerBase, *, told: bool = False) -> Part:
     """Check and tokenise some rows.
 
     Args:
         rows: Each with its place.
         tokenizer: The anchor's.
+        told: As in `load_dataset`.
 
     Returns:
         Their samples, and what is wrong with the others.
@@ -157,40 +160,59 @@ def make_part(rows: Sequence[tuple[Place, object]], tokenizer: PreTrainedTokeniz
         try:
             if isinstance(row, InputError):
                 raise row
-            examples += examples_of(row, place, tokenizer)
+            found = examples_of(row, place, tokenizer)
+            if told and found[0].told is None:
+                part.problems.append((place, 'no "told"; with told_layer a row is {"prompt", "told", "completion"}'))
+                continue
+            examples += found
             shape = shape_of(row)
             part.shapes[shape] += 1
             part.first_of_shape.setdefault(shape, place)
         except InputError as error:
             part.problems.append((place, str(error)))
     if examples and not part.problems:
-        samples = list(_tokenised(examples, tokenizer))
+        samples = list(_tokenised(examples, tokenizer, told=told))
         part.problems += [
             (sample.place, f"its {len(sample.input_ids)} tokens leave none to be predicted")
             for sample in samples
             if sample.num_supervised < 1
         ]
         part.problems += _unlike(samples[0], samples)
+        if told:
+            part.problems += [
+                (sample.place, _lengths_differ(sample))
+                for sample in samples
+                if len(sample.told_ids) != len(sample.input_ids)
+            ]
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         if not part.problems:
             part.samples = Dataset.of(samples, pad_token_id=int(pad or 0))
     return part
 
 
-def _parts(rows: Iterator[tuple[Place, object]], tokenizer: PreTrainedTokenizerBase) -> Iterator[Part]:
+def _parts(rows: Iterator[tuple[Place, object]], tokenizer: PreTrainedTokenizerBase, *, told: bool) -> Iterator[Part]:
     while chunk := list(islice(rows, ROWS_AT_ONCE)):
-        yield make_part(chunk, tokenizer)
+        yield make_part(chunk, tokenizer, told=told)
 
 
-def _tokenised(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Sample]:
+def _lengths_differ(sample: Sample) -> str:
+    length, told = sample.prompt_length, len(sample.told_ids) - (len(sample.input_ids) - sample.prompt_length)
+    return f"told: got {told} tokens, but the prompt has {length}; states are compared token by token"
+
+
+def _tokenised(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, told: bool) -> Iterator[Sample]:
     start, end = start_ids(tokenizer), tokenizer.eos_token_id
     prompts = tokenizer([example.prompt for example in examples], add_special_tokens=False)["input_ids"]
     completions = tokenizer([example.completion for example in examples], add_special_tokens=False)["input_ids"]
-    for example, prompt, completion in zip(examples, prompts, completions, strict=True):
+    # Of the same shape, so neither rendered nor closed.
+    told_prompts = [example.told for example in examples] if told else []
+    told_ids = tokenizer(told_prompts, add_special_tokens=False)["input_ids"] if told else [None] * len(examples)
+    for example, prompt, completion, instead in zip(examples, prompts, completions, told_ids, strict=True):
         before = list(prompt) if example.rendered else start + list(prompt)
-        closing = [] if example.closed or end is None else [end]
+        after = list(completion) + ([] if example.closed or end is None else [end])
         yield Sample(
-            input_ids=np.array(before + list(completion) + closing, dtype=np.int32),
+            input_ids=np.array(before + after, dtype=np.int32),
+            told_ids=np.array([] if instead is None else start + list(instead) + after, dtype=np.int32),
             prompt_length=len(before) if example.prompt else 0,
             prompt_text=example.prompt_text,
             completion_bytes=len(example.completion.encode()),

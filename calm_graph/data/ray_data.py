@@ -23,13 +23,16 @@ CPU_WAIT_S = 30.0
 """How long a busy cluster may take to free a CPU."""
 
 
-def parts_of(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, columns: Columns | None) -> Iterator[Part]:
+def parts_of(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, columns: Columns | None, *, told: bool
+) -> Iterator[Part]:
     """Check and tokenise the rows of a data set in the tasks of its cluster.
 
     Args:
         dataset: Of rows; it is run once.
         tokenizer: The anchor's.
         columns: Where the keys of a row are; None: each in the column of its name.
+        told: As in `load_dataset`.
 
     Yields:
         The parts, in the order of the rows.
@@ -46,7 +49,7 @@ def parts_of(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, columns: Colu
         batch_size=ROWS_AT_ONCE,
         batch_format="pyarrow",
         num_cpus=1,
-        fn_kwargs={"tokenizer": tokenizer, "columns": columns},
+        fn_kwargs={"tokenizer": tokenizer, "columns": columns, "told": told},
     )
     options = tokenised.context.execution_options
     was_preserved, num_rows = options.preserve_order, 0
@@ -62,10 +65,12 @@ def parts_of(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, columns: Colu
         options.preserve_order = was_preserved
 
 
-def _tokenise(table: pa.Table, *, tokenizer: PreTrainedTokenizerBase, columns: Columns | None) -> dict[str, Any]:
+def _tokenise(
+    table: pa.Table, *, tokenizer: PreTrainedTokenizerBase, columns: Columns | None, told: bool
+) -> dict[str, Any]:
     source = Source("data", "rows")
     rows = [(Place(source, number), as_row(row, columns)) for number, row in enumerate(table.to_pylist())]
-    return {"part": np.array([make_part(rows, tokenizer)], dtype=object)}
+    return {"part": np.array([make_part(rows, tokenizer, told=told)], dtype=object)}
 
 
 def _wait_for_cpu() -> None:

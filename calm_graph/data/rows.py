@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 ROW = '{"prompt", "completion"}, {"messages"} or {"text"}'
 """What a row may be, for errors."""
 
-KEYS = ("prompt", "completion", "messages", "text", "augmenter_inputs")
+KEYS = ("prompt", "completion", "messages", "text", "augmenter_inputs", "told")
 """The keys that are read; all others are left alone."""
+
+BESIDE = frozenset({"augmenter_inputs", "told"})
+"""Those that are no part of a row's shape."""
 
 Inputs = Mapping[str, Mapping[str, NDArray[Any]]]
 """Augmenter name -> inputs by name, for a model that reads something else than text."""
@@ -66,6 +69,7 @@ class Example:
         closed: Whether the completion already ends as the chat template ends a turn; else the end token is added.
         place: Of the row.
         augmenter_inputs: One sample's.
+        told: The prompt as one would write it who knows what the augmenters know; None where the row has none.
     """
 
     prompt: str
@@ -75,6 +79,7 @@ class Example:
     closed: bool
     place: Place
     augmenter_inputs: Inputs = field(default_factory=dict)
+    told: str | None = None
 
 
 def shape_of(row: object) -> str:
@@ -92,7 +97,7 @@ def shape_of(row: object) -> str:
     if not isinstance(row, Mapping):
         raise InputError(f"got {_short(row)}, but a row is {ROW}")
     keys = [str(key) for key, value in row.items() if value is not None]
-    given = frozenset(keys) & frozenset(KEYS[:4])
+    given = frozenset(keys) & (frozenset(KEYS) - BESIDE)
     hint = misspelt(keys, among=KEYS)
     if given not in SHAPES:
         if given == {"prompt"} and not hint:
@@ -129,7 +134,7 @@ def examples_of(row: object, place: Place, tokenizer: PreTrainedTokenizerBase) -
 
     Keys other than those of the row's shape are left alone, so rows may carry an id or a source. An assistant message
     with `"weight": 0` is read but not trained on. `"augmenter_inputs": {augmenter: {input: array}}` feeds augmenters
-    that read something else than text.
+    that read something else than text. `"told"`, beside a prompt, is what `TrainSettings.told_layer` compares with.
 
     Args:
         row: As it was read.
@@ -152,7 +157,12 @@ def examples_of(row: object, place: Place, tokenizer: PreTrainedTokenizerBase) -
         return [Example("", text, "", rendered=False, closed=False, place=place, augmenter_inputs=inputs)]
     prompt = _text(row, "prompt", hint='; a row without a prompt is {"text"}')
     completion = _text(row, "completion")
-    return [Example(prompt, completion, prompt, rendered=False, closed=False, place=place, augmenter_inputs=inputs)]
+    told = None if row.get("told") is None else _text(row, "told")
+    return [
+        Example(
+            prompt, completion, prompt, rendered=False, closed=False, place=place, augmenter_inputs=inputs, told=told
+        )
+    ]
 
 
 def _augmenter_inputs(row: Mapping[str, Any]) -> Inputs:

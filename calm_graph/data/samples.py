@@ -31,6 +31,7 @@ class Sample:
         completion_bytes: UTF-8 bytes of the completion's text.
         place: The row it came from.
         augmenter_inputs: One sample's.
+        told_ids: T int32, the same with the prompt as it is told; empty where that is not trained on.
     """
 
     input_ids: NDArray[np.int32]
@@ -39,6 +40,7 @@ class Sample:
     completion_bytes: int
     place: Place
     augmenter_inputs: Inputs
+    told_ids: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
 
     @property
     def num_supervised(self) -> int:
@@ -50,8 +52,9 @@ class Batch(TypedDict):
     """What the model is called with.
 
     input_ids, attention_mask (bool) and labels are B x T, padded on the right; prompt_lengths is B; prompt_texts has
-    one text per sample; augmenter_inputs has tensors B x ... for each augmenter with inputs of its own; stored_states
-    is there when states are cached, and augmenter_scales, float B for each augmenter, when they are chosen by row.
+    one text per sample; augmenter_inputs has tensors B x ... for each augmenter with inputs of its own. told_ids, B x
+    T, are there when states are trained on, stored_states when they are cached, augmenter_scales, float B for each
+    augmenter, when they are chosen by row.
     """
 
     input_ids: Tensor
@@ -60,6 +63,7 @@ class Batch(TypedDict):
     prompt_lengths: Tensor
     prompt_texts: list[str]
     augmenter_inputs: dict[str, dict[str, Tensor]]
+    told_ids: NotRequired[Tensor]
     stored_states: NotRequired[Mapping[str, StoredStates]]
     augmenter_scales: NotRequired[Mapping[str, Tensor]]
 
@@ -80,6 +84,7 @@ class Dataset:
         text_offsets: N + 1 int64.
         source_ids: N int32, which of `sources` a sample comes from.
         row_numbers: N int64, its row there.
+        told_ids: int32, as input_ids with each prompt as it is told, or empty where that is not trained on.
         augmenter_inputs: Arrays of N x ...
         sources: The files or tables.
         pad_token_id: Fills the right side of a batch; never visible.
@@ -97,6 +102,7 @@ class Dataset:
     text_offsets: NDArray[np.int64]
     source_ids: NDArray[np.int32]
     row_numbers: NDArray[np.int64]
+    told_ids: NDArray[np.int32]
     augmenter_inputs: Inputs = field(default_factory=dict)
     sources: tuple[Source, ...]
     pad_token_id: int
@@ -120,6 +126,7 @@ class Dataset:
             text_offsets=_offsets(map(len, texts)),
             source_ids=np.array([ids[sample.place.source] for sample in samples], dtype=np.int32),
             row_numbers=np.array([sample.place.number for sample in samples], dtype=np.int64),
+            told_ids=_joined([sample.told_ids for sample in samples], np.int32),
             augmenter_inputs=_stacked([sample.augmenter_inputs for sample in samples]),
             sources=sources,
             pad_token_id=pad_token_id,
@@ -141,6 +148,7 @@ class Dataset:
             text_offsets=_offsets(np.concatenate([np.diff(part.text_offsets) for part in parts])),
             source_ids=np.concatenate([new[part.source_ids] for new, part in zip(ids, parts, strict=True)]),
             row_numbers=np.concatenate([part.row_numbers for part in parts]),
+            told_ids=np.concatenate([part.told_ids for part in parts]),
             augmenter_inputs={
                 name: {key: np.concatenate([part.augmenter_inputs[name][key] for part in parts]) for key in inputs}
                 for name, inputs in first.augmenter_inputs.items()
@@ -169,6 +177,7 @@ class Dataset:
                 name: {key: value[index] for key, value in inputs.items()}
                 for name, inputs in self.augmenter_inputs.items()
             },
+            self.told_ids[self.offsets[index] : self.offsets[index + 1]],
         )
 
     def __iter__(self) -> Iterator[Sample]:
@@ -194,6 +203,10 @@ class Dataset:
         lengths = self.offsets[chosen + 1] - self.offsets[chosen]
         return int((lengths - np.maximum(self.prompt_lengths[chosen], 1)).sum())
 
+    def num_tokens(self, indices: Sequence[int]) -> int:
+        """Return how many tokens these samples have."""
+        return int(self.lengths[np.asarray(indices, dtype=np.int64)].sum())
+
     def where(self, index: int) -> str:
         """Return the row a sample came from, as `train.jsonl:17` or `data[16]`."""
         return str(self._place(index))
@@ -208,6 +221,8 @@ class Dataset:
             "text_offsets": self.text_offsets,
             "texts": self.texts,
         }
+        if len(self.told_ids):
+            columns["told_ids"] = self.told_ids
         for name, inputs in self.augmenter_inputs.items():
             columns |= {f"{name} {key}": value for key, value in inputs.items()}
         for name, column in sorted(columns.items()):
@@ -232,14 +247,16 @@ def collate(samples: Sequence[Sample], *, pad_token_id: int) -> Batch:
     width = max(len(sample.input_ids) for sample in samples)
     input_ids = np.full((len(samples), width), pad_token_id, dtype=np.int64)
     labels = np.full((len(samples), width), IGNORED, dtype=np.int64)
+    told_ids = np.full_like(input_ids, pad_token_id)
     attention_mask = np.zeros((len(samples), width), dtype=np.bool_)
     for row, sample in enumerate(samples):
         length, first = len(sample.input_ids), max(sample.prompt_length, 1)
         input_ids[row, :length] = sample.input_ids
+        told_ids[row, : len(sample.told_ids)] = sample.told_ids
         attention_mask[row, :length] = True
         labels[row, first:length] = sample.input_ids[first:]
     stacked = _stacked([sample.augmenter_inputs for sample in samples])
-    return Batch(
+    batch = Batch(
         input_ids=torch.from_numpy(input_ids),
         attention_mask=torch.from_numpy(attention_mask),
         labels=torch.from_numpy(labels),
@@ -249,6 +266,9 @@ def collate(samples: Sequence[Sample], *, pad_token_id: int) -> Batch:
             name: {key: torch.from_numpy(value) for key, value in inputs.items()} for name, inputs in stacked.items()
         },
     )
+    if len(samples[0].told_ids):
+        batch["told_ids"] = torch.from_numpy(told_ids)
+    return batch
 
 
 def _joined(arrays: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:

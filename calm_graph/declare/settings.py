@@ -46,6 +46,9 @@ class TrainSettings(Declared):
         checkpoint_every_steps: Steps between two resumable checkpoints; the last step has one anyway.
         keep_checkpoints: How many resumable checkpoints stay on disk, newest first.
         log_every_steps: Steps between two progress lines when there is no terminal.
+        told_layer: Train states, not answers (context distillation): what the anchor holds over a row after this layer
+            should be what it would hold alone, had the prompt been the row's `told`: what the augmenters know written
+            out, in as many tokens. Blocks above do not run; evaluations are of answers, as ever. None trains answers.
         selector: `package.module:function`, which chooses among the augmenters for each row's prompt, as one may when
             serving: those that are not chosen add nothing to it. A composition learns to do without them where it will.
         precision: `fp32`, or `bf16` autocast; the trained weights are kept as they are either way. Frozen weights are
@@ -88,6 +91,7 @@ class TrainSettings(Declared):
     checkpoint_every_steps: int = Field(default=200, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every_steps: int = Field(default=10, ge=1)
+    told_layer: int | None = Field(default=None, ge=0)
     selector: str | None = None
     precision: Precision = "fp32"
     activation_checkpointing: bool = False
@@ -128,6 +132,13 @@ class TrainSettings(Declared):
                 f"gradient_accumulation_steps is {self.gradient_accumulation_steps}, but a batch of "
                 f"batch_size={self.batch_size} samples cannot be run in more than {self.batch_size} pieces"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _told_states_are_whole(self) -> Self:
+        # A sharded model's forward has to come to its end, and this one stops after `told_layer`.
+        if self.told_layer is not None and self.sharding != "none":
+            raise ValueError(f"told_layer is {self.told_layer}, but states are compared with sharding='none' only")
         return self
 
     @classmethod

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from calm_graph.augmenters.taps import BlockCall, Start, during, recomputing, watch, watch_head
+from calm_graph.augmenters.taps import BlockCall, Start, Write, during, recomputing, up_to, watch, watch_head
 from calm_graph.errors import InputError
 from calm_graph.model.augmenter_graph import AugmenterGraph, AugmenterInputs
 from calm_graph.model.cache import ComposedCache
@@ -24,6 +24,7 @@ from calm_graph.model.pretrained import PretrainedMixin
 from calm_graph.model.scales import Scale
 from calm_graph.model.stored import StoredStates
 from calm_graph.model.tokens import AnchorTokens
+from calm_graph.model.told import differences
 from calm_graph.plan.parts import Plan
 from registry import ModelCard
 from registry.layouts import LAYOUTS, blocks
@@ -172,6 +173,8 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
         prompt_texts: Sequence[str | None] | None = None,
         augmenter_inputs: AugmenterInputs | None = None,
         stored_states: Mapping[str, StoredStates] | None = None,
+        told_ids: torch.Tensor | None = None,
+        told_layer: int | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -192,7 +195,12 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
             augmenter_inputs: Augmenter name -> inputs of a model that reads something else than text.
             stored_states: Run name -> its states over these rows, so that no augmenter runs; with an entry for the
                 anchor its blocks up to that layer do not run either. Not together with a cache.
-            num_items_in_batch: Divide the summed loss by this instead of by the number of supervised tokens.
+            told_ids: int64 [B, T], the same texts with each prompt as it is told. The loss is then how far the states
+                of all real tokens are from those that the anchor alone has over these; labels are not looked at, and
+                nothing above `told_layer` runs. Not together with a cache.
+            told_layer: The anchor's layer after which states are compared.
+            num_items_in_batch: Divide the summed loss by this instead of by the number of supervised tokens (with
+                `told_ids`, of real ones).
             kwargs: Further arguments of the anchor's forward.
 
         Returns:
@@ -209,6 +217,8 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
                 f"past_key_values: got a {type(cache).__name__}, which has no room for augmenters; "
                 "use model.new_cache(), or leave it to generate()"
             )
+        if (told_ids is None) != (told_layer is None) or (told_ids is not None and cache is not None):
+            raise InputError("told_ids: they need told_layer, and whole texts, so there can be no past_key_values")
         if cache is not None and stored_states is not None:
             raise InputError("stored_states: they are those of whole texts, so there can be no past_key_values")
         if labels is not None and labels.shape != input_ids.shape:
@@ -229,7 +239,7 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
             self.graph.push(request, tokens)
         writes = self.graph.writes(self.plan.anchor.name, request, clock_BT=tokens.index_BT, index_BT=tokens.index_BT)
 
-        positions = None if labels is None else _supervised_positions(labels)
+        positions = None if labels is None or told_ids is not None else _supervised_positions(labels)
         arguments = {
             **kwargs,
             "input_ids": input_ids,
@@ -239,14 +249,37 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
             "use_cache": cache is not None,
             "logits_to_keep": 0 if positions else logits_to_keep,
         }
-        call = BlockCall(writes=writes, start=self._start(stored_states, tokens.real_BT), positions=positions)
+        arguments = {key: value for key, value in arguments.items() if key in self._anchor_takes}
+        start = self._start(stored_states, tokens.real_BT)
+        if told_ids is not None and told_layer is not None:
+            found_BTD = self._states_after(told_layer, arguments, writes=writes, start=start)
+            with torch.no_grad():
+                wanted_BTD = self._states_after(told_layer, {**arguments, "input_ids": told_ids})
+            total = differences(found_BTD[tokens.real_BT], wanted_BTD[tokens.real_BT]).sum()
+            count = tokens.real_BT.sum() if num_items_in_batch is None else num_items_in_batch
+            return CausalLMOutputWithPast(loss=total / count)
+        call = BlockCall(writes=writes, start=start, positions=positions)
         with recomputing(self._recomputes and cache is None), during(call):
-            output = self.anchor(**{key: value for key, value in arguments.items() if key in self._anchor_takes})
+            output = self.anchor(**arguments)
         if labels is None or positions is None:
             return CausalLMOutputWithPast(logits=output.logits, past_key_values=cache)
         (logits_KV,), (rows_K, columns_K) = output.logits, positions
         loss = _loss(logits_KV, labels[rows_K, columns_K + 1], num_items_in_batch)
         return CausalLMOutputWithPast(loss=loss, logits=logits_KV, past_key_values=cache)
+
+    def _states_after(
+        self,
+        layer: int,
+        arguments: Mapping[str, Any],
+        *,
+        writes: Mapping[int, Write] | None = None,
+        start: Start | None = None,
+    ) -> torch.Tensor:
+        """Run the anchor's first blocks; float [B, T, D]."""
+        call = BlockCall(taps=frozenset({layer}), writes=writes or {}, start=start)
+        with recomputing(self._recomputes), up_to(layer, call):
+            self.anchor(**arguments)
+        return call.states[layer]
 
     def anchor_tokens(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, *, past: int = 0

@@ -61,7 +61,7 @@ class Job:
             placement=self.settings.placement,
         )
         if self.start is not None:
-            put_tensors(model, self.start, where="the model given")
+            put_tensors(model, self.start, where="what training starts from")
         return model
 
     def _selected(self, dataset: Dataset, model: ComposedModel) -> Dataset:

@@ -153,7 +153,8 @@ class Loop:
         # The others wait for this worker's gradients, so it runs something even when there is nothing for it.
         own = share(indices, workers.rank, workers.count)
         pieces = cut(own or indices[:1], self._num_pieces(indices))
-        num_supervised = self.dataset.num_supervised(indices) / workers.count
+        count = self.dataset.num_supervised if settings.told_layer is None else self.dataset.num_tokens
+        num_items = count(indices) / workers.count
         began = time.perf_counter()
         learning_rate = learning_rate_at(step, settings)
         watched = (step + 1) % settings.log_every_steps == 0 and workers.is_first
@@ -166,7 +167,8 @@ class Loop:
                     learning_rate=learning_rate,
                     max_grad_norm=settings.max_grad_norm,
                     precision=settings.precision,
-                    num_items_in_batch=num_supervised if own else math.inf,
+                    told_layer=settings.told_layer,
+                    num_items_in_batch=num_items if own else math.inf,
                     workers=workers,
                     stop_requested=self.stop_requested,
                 )

@@ -9,10 +9,11 @@ from calm_graph.data.load import load_dataset
 from calm_graph.data.samples import Dataset
 from calm_graph.data.sources import Rows
 from calm_graph.declare.composition import Composition
+from calm_graph.declare.description import read_description
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import TrainingError
 from calm_graph.interrupts import stop_on_signals
-from calm_graph.model.checkpoint import trained_tensors
+from calm_graph.model.checkpoint import put_tensors, read_tensors, trained_tensors
 from calm_graph.model.composed import ComposedModel
 from calm_graph.plan.graph import make_plan
 from calm_graph.plan.parts import Plan
@@ -52,6 +53,7 @@ def fit(
     out: str | Path | None = None,
     settings: TrainSettings | None = None,
     resume: bool = False,
+    start: str | Path | None = None,
     states: str | Path | None = None,
     registry: Registry | None = None,
     show: Show = "auto",
@@ -73,6 +75,8 @@ def fit(
             `s3://bucket/run`; None is `runs/NAME`, after the composition.
         settings: None takes every default.
         resume: Go on from the last state in `out`; without one, begin.
+        start: Folder of a checkpoint of the same composition, whose attachments are trained further, as in a second
+            stage; None: fresh ones, or the model's.
         states: Folder of cached states (`precompute`): augmenters neither run nor are loaded. It must cover all rows.
         registry: Where the composition's names are looked up; None is the default registry.
         show: Progress as a bar on a terminal and lines elsewhere (`auto`), as lines (`plain`), or not at all (`none`).
@@ -86,6 +90,7 @@ def fit(
             too few CPUs or GPUs, workers were lost too often, or the loss is no number.
         TrainingInterrupted: Ctrl-C or SIGTERM came; the state is saved, and the message says how to resume.
         DeclarationError: The composition cannot be built.
+        CheckpointError: What training should start from cannot be read, or is of another composition.
         StatesError: The cached states are not those of the composition and the rows.
     """
     settings = settings or TrainSettings()
@@ -94,6 +99,7 @@ def fit(
     model = composition_or_model if isinstance(composition_or_model, ComposedModel) else None
     plan = model.plan if model else make_plan(composition_or_model, registry=registry)  # type: ignore[arg-type]
     folder = _folder(out if out is not None else Path("runs") / plan.composition.name)
+    _check_told(plan, settings)
     folder.check(settings, resume=resume)
     device = find_device(settings.device)
     if settings.num_workers:
@@ -104,16 +110,26 @@ def fit(
         registry = default_registry
     if model:
         registry = Registry([*model.checkpoints])
+    first = None if start is None else read_tensors(Path(start), read_description(Path(start)))
+    if model and first is not None:
+        put_tensors(model, first, where=str(start))
     store = None if states is None else open_states(states, composition_or_model, registry=registry)
     tokenizer = model.tokenizer if model else load_tokenizer(plan.anchor.card)
     limit = longest_sample(plan, settings)
 
-    def load(rows: Rows) -> Dataset:
-        long_rows = settings.long_rows
-        found = load_dataset(rows, tokenizer, max_length=limit, long_rows=long_rows, columns=columns, show=show)
+    def load(rows: Rows, *, told: bool = False) -> Dataset:
+        found = load_dataset(
+            rows,
+            tokenizer,
+            max_length=limit,
+            long_rows=settings.long_rows,
+            columns=columns,
+            told=told,
+            show=show,
+        )
         return found if store is None else store.join(found, rows)
 
-    dataset = load(data)
+    dataset = load(data, told=settings.told_layer is not None)
     held_out = load(eval_data) if eval_data is not None else None
     folder.open(settings)
     job = Job(
@@ -123,7 +139,7 @@ def fit(
         eval_dataset=held_out,
         folder=folder,
         settings=settings,
-        start=trained_tensors(model) if model and settings.num_workers else None,
+        start=trained_tensors(model) if model and settings.num_workers else first,
         load_augmenters=store is None,
     )
     reporter = make_reporter(show, max_steps=settings.max_steps, log_every_steps=settings.log_every_steps)
@@ -144,6 +160,16 @@ def fit(
     if model and settings.num_workers and (state := folder.last_state()):
         model.load_composition_weights(state)
     return result
+
+
+def _check_told(plan: Plan, settings: TrainSettings) -> None:
+    layer, num_layers = settings.told_layer, plan.anchor.num_layers
+    last = max(each.anchor_layer for each in plan.attachments if each.target == plan.anchor.name)
+    if layer is not None and not last <= layer < num_layers:
+        raise TrainingError(
+            f"settings.told_layer: got {layer}, but allowed are {last}..{num_layers - 1}: states are compared after "
+            f"the last attachment, at layer {last}"
+        )
 
 
 def _folder(out: str | Path) -> RunFolder:

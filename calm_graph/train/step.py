@@ -22,7 +22,7 @@ class StepResult:
     """What one step did.
 
     Args:
-        loss: Mean cross-entropy in nats over the supervised tokens of the batch.
+        loss: Mean cross-entropy in nats over the supervised tokens of the batch, or mean difference of its states.
         grad_norm: Before clipping.
         num_tokens: Real tokens run, prompts included, by all workers.
         num_positions: Tokens and padding run.
@@ -86,9 +86,11 @@ def learning_rate_at(step: int, settings: TrainSettings) -> float:
     return settings.learning_rate * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * cosine)
 
 
-def count_supervised(pieces: Sequence[Batch]) -> int:
-    """Return how many tokens of the pieces are predicted."""
-    return sum(int((piece["labels"] != IGNORED).sum()) for piece in pieces)
+def count_items(pieces: Sequence[Batch]) -> int:
+    """Return how many tokens of the pieces are predicted, or, where states are compared, how many there are."""
+    return sum(
+        int((piece["attention_mask"] if "told_ids" in piece else piece["labels"] != IGNORED).sum()) for piece in pieces
+    )
 
 
 def train_step(
@@ -99,6 +101,7 @@ def train_step(
     learning_rate: float,
     max_grad_norm: float | None = None,
     precision: Precision = "fp32",
+    told_layer: int | None = None,
     num_items_in_batch: float | None = None,
     workers: Workers = ALONE,
     stop_requested: Callable[[], bool] = bool,
@@ -115,8 +118,9 @@ def train_step(
         learning_rate: Of this step.
         max_grad_norm: Gradients are scaled down to this norm; None leaves them.
         precision: `bf16` runs the model under autocast.
-        num_items_in_batch: What the summed loss is divided by; None counts the supervised tokens of the pieces. As
-            gradients are averaged over workers, several give the count over all of them divided by their number.
+        told_layer: Where states are compared with those of the pieces' `told_ids`.
+        num_items_in_batch: What the summed loss is divided by; None is `count_items` of the pieces. As gradients are
+            averaged over workers, several give the count over all of them divided by their number.
         workers: Who runs this step.
         stop_requested: Whether this worker was asked to stop.
 
@@ -126,13 +130,20 @@ def train_step(
     Raises:
         NonFiniteError: The loss or the gradient is infinite or NaN, for every worker; nothing was updated.
     """
-    count = num_items_in_batch if num_items_in_batch is not None else count_supervised(pieces)
+    count = num_items_in_batch if num_items_in_batch is not None else count_items(pieces)
     optimizer.zero_grad(set_to_none=True)
     losses: list[float] = []
     for index, piece in enumerate(pieces):
         last = index == len(pieces) - 1
         with contextlib.nullcontext() if last else _no_sync(model):
-            share = run(model, piece, device=workers.device, precision=precision, num_items_in_batch=count)
+            share = run(
+                model,
+                piece,
+                device=workers.device,
+                precision=precision,
+                told_layer=told_layer,
+                num_items_in_batch=count,
+            )
             # Even a loss that is no number goes backward: the other workers wait for the gradients.
             share.backward()
         losses.append(share.item())
@@ -169,9 +180,15 @@ def _no_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:
 
 
 def run(
-    model: nn.Module, batch: Batch, *, device: torch.device, precision: Precision, num_items_in_batch: float
+    model: nn.Module,
+    batch: Batch,
+    *,
+    device: torch.device,
+    precision: Precision,
+    told_layer: int | None = None,
+    num_items_in_batch: float,
 ) -> Tensor:
-    """Return the loss of one batch, summed over its supervised tokens and divided by `num_items_in_batch`."""
+    """Return the loss of one batch, summed over its tokens (see `count_items`) and divided by `num_items_in_batch`."""
     inputs: dict[str, Any] = {
         name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()
     }
@@ -181,6 +198,6 @@ def run(
         composed.augmenters(scales),
         torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
     ):
-        loss = model(**inputs, num_items_in_batch=num_items_in_batch).loss
+        loss = model(**inputs, told_layer=told_layer, num_items_in_batch=num_items_in_batch).loss
     assert isinstance(loss, Tensor)
     return loss

@@ -1,4 +1,4 @@
-"""Write the rows: train.jsonl and dev.jsonl over a fifth of the keys, and the questions that `evaluate kv` asks."""
+"""Write the rows: told.jsonl, train.jsonl and dev.jsonl over a fifth of the keys, and what `evaluate kv` asks."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from examples.key_value.world import Row, Split, keys, row, test_rows
+from examples.key_value.world import EXAMPLE, Row, Split, keys, row, test_rows, told
 
 # What a key is worth is learnt in the first steps, on keys alone; numbers among the keys keep sums as they are.
 ALONE_SHARE, NUMBER_SHARE, NUMERIC_SHARE = 0.15, 0.2, 0.1
+# The prompt's example is always the same and half of the tokens, so most told rows leave it out.
+TOLD_EXAMPLE_SHARE, TOLD_NUMBER_SHARE = 0.25, 0.1
 
 
 def main() -> None:
     """Write the files."""
     parser = argparse.ArgumentParser(prog="python -m examples.key_value.questions", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/key_value/data"))
+    parser.add_argument("--num-told", type=int, default=28_800)
     parser.add_argument("--num-train", type=int, default=16_000)
     parser.add_argument("--count", type=int, default=200, help="questions of each task")
     parser.add_argument("--seed", type=int, default=0, help="of the split and the rows")
@@ -34,12 +37,35 @@ def main() -> None:
         ("kv_arithmetic_seen", "kv_arithmetic", trained),
     ):
         write(args.out / "kv" / f"{name}.test.jsonl", test_rows(task, split=split, count=args.count, seed=args.seed))
+    write(args.out / "kv/told.jsonl", told_rows(args.num_told, split=trained, seed=args.seed))
     write(args.out / "kv/train.jsonl", training_rows(args.num_train, split=trained, seed=args.seed))
     rng = random.Random(f"dev/{args.seed}")
     # Keys that are not trained on, unless those are the ones that the test asks about.
     held_out: Split = "dev" if trained == "tune" else trained
     watched = [row(rng, keys(held_out, seed=args.seed), num_operands=2) for _ in range(64)]
     write(args.out / "kv/dev.jsonl", watched)
+
+
+def told_rows(count: int, *, split: Split = "seen", seed: int = 0) -> list[Row]:
+    """Draw expressions of one to three operands, each also told in numbers.
+
+    Args:
+        count: So many.
+        split: Whose keys.
+        seed: Of the split and the rows.
+
+    Returns:
+        Prompt, the same told, and completion.
+    """
+    rng = random.Random(f"told/{split}/{seed}")
+    names = keys(split, seed=seed)
+    rows = []
+    for _ in range(count):
+        drawn = row(rng, names, num_operands=rng.randint(1, 3), number_share=TOLD_NUMBER_SHARE)
+        start = EXAMPLE if rng.random() < TOLD_EXAMPLE_SHARE else "\n"
+        prompt = start + drawn["prompt"].removeprefix(EXAMPLE)
+        rows.append({**drawn, "prompt": prompt, "told": told(prompt)})
+    return rows
 
 
 def training_rows(count: int, *, split: Split = "seen", seed: int = 0) -> list[Row]:

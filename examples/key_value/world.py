@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 import string
 from collections.abc import Sequence
 from typing import Literal
@@ -118,6 +119,11 @@ def row(rng: random.Random, names: Sequence[str], *, num_operands: int, number_s
         text, total = expression(rng, drawn)
         if total >= 0:
             return {"prompt": f"{EXAMPLE}{text} = ", "completion": str(total)}
+
+
+def told(prompt: str) -> str:
+    """Write each key as its value, in as many tokens: the anchor's space before a number would be one more."""
+    return re.sub(r" ?\b([a-z]{4,6})\b", lambda found: str(table()[found[1]]), prompt)
 
 
 def test_rows(task: str, *, split: Split, count: int, seed: int = 0) -> list[Row]:

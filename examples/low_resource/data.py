@@ -8,7 +8,7 @@ from examples.rows import main
 
 LANGUAGES = ("ace", "ban", "bho", "jav", "lij", "mar", "min", "sun")
 
-# What the anchor could before it should still be able to do: to go on with English that is no translation.
+# What the anchor could before it should still be able to do: to go on with English that is no translation, to answer.
 ENGLISH = {
     "text": Task(
         name="text",
@@ -25,6 +25,23 @@ ENGLISH = {
         train=("math/gsm8k.train.jsonl",),
         prompt="Question:",
         reference=" {question}",
+        metrics=("bits_per_byte",),
+    ),
+    "answers": Task(
+        name="answers",
+        data="math/gsm8k.test.jsonl",
+        train=("math/gsm8k.train.jsonl",),
+        prompt="Question: {question}\nAnswer:",
+        reference=" {answer}",
+        metrics=("bits_per_byte",),
+    ),
+    "programs": Task(
+        name="programs",
+        data="code/mbpp.test.jsonl",
+        train=("code/mbpp.train.jsonl",),
+        dev=("code/mbpp.dev.jsonl",),
+        prompt="Task: {text}\nProgram:\n",
+        reference="{code}",
         metrics=("bits_per_byte",),
     ),
 }

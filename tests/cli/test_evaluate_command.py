@@ -48,6 +48,9 @@ def test_the_list_needs_no_torch() -> None:
         assert word in listed
 
 
+CODE = ["code", "--checkpoint", "x"]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -58,6 +61,23 @@ def test_the_list_needs_no_torch() -> None:
         (["translation", "--metrics", "accuracy"], "--metrics: task translation/flores200/ace has chrf"),
         (["translation", "--limit", "0"], "task.limit"),
         (["maths", "--data", "nowhere", "--checkpoint", "x"], "name the folder of the data with --data"),
+        ([*CODE, "--set", "max_steps=9"], "--set: only for one that is trained, but got no --baselines"),
+        (
+            [*CODE, "--baselines", "merge", "--train-data", "x"],
+            "--train-data: only for one that is trained, but got merge",
+        ),
+        (
+            [*CODE, "--baselines", "lora", "--replace", "a=b"],
+            "--replace: only for an ablation, but got lora",
+        ),
+        (
+            [*CODE, "--baselines", "lora", "--merge-base", "a"],
+            "--merge-base: only for merge, but got lora",
+        ),
+        (
+            [*CODE, "--baselines", "merge", "--learning-rates", "lora=1"],
+            "--learning-rates: got 'lora', but there is none",
+        ),
     ],
 )
 def test_one_clear_error(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,19 @@ def test_files_become_a_checkpoint(workplace: Path, cards: Path, capsys: pytest.
     )
 
 
+def test_states_first_and_then_answers(workplace: Path, cards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in Path("train.jsonl").read_text().splitlines()]
+    Path("told.jsonl").write_text("".join(json.dumps({**row, "told": row["prompt"]}) + "\n" for row in rows))
+    told = ["train", "prices.py", "--data", "told.jsonl", "--registry", str(cards), *QUICK, "--out", "told"]
+    assert main([*told, "--set", "told_layer=0"]) == 1
+    assert "settings.told_layer: got 0, but allowed are 3..3" in capsys.readouterr().err
+    assert main([*told, "--set", "told_layer=3"]) == 0
+    assert main(command(cards, "--start", "told", "--out", "out", *QUICK)) == 0
+    assert "out: finished after 4 steps" in capsys.readouterr().out
+    assert main(command(cards, "--start", "tolt", "--out", "out2", *QUICK)) == 1
+    assert "tolt: there is no composition.json" in capsys.readouterr().err
+
+
 def test_columns_of_parquet_files_are_named(workplace: Path, cards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [json.loads(line) for line in Path("train.jsonl").read_text().splitlines()]
     for part, some in enumerate((rows[::2], rows[1::2])):

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
-import torch
-from transformers import Qwen2ForCausalLM
 
-from calm_graph.model.build import build_model
-from calm_graph.model.composed import ComposedModel
-from examples.key_value.composition import composition
-from examples.key_value.make_augmenter import config, save
-from examples.key_value.questions import training_rows
-from examples.key_value.train import difference, told
-from examples.key_value.world import ANCHOR, HIGHEST, LOWEST, NUM_KEYS, SEEN_SHARE, keys, row, table
-from registry import Registry, registry
+from calm_graph.data.load import load_dataset
+from examples.key_value.questions import told_rows, training_rows
+from examples.key_value.world import ANCHOR, EXAMPLE, HIGHEST, LOWEST, NUM_KEYS, SEEN_SHARE, keys, row, table, told
+from registry import registry
 from registry.weights import load_tokenizer
 
 pytestmark = pytest.mark.realmodels
@@ -40,6 +33,18 @@ def test_an_expression_told_in_numbers_has_a_token_for_each_of_its_tokens() -> N
         assert eval(expression) == int(each["completion"])  # two numbers and a sign
 
 
+def test_told_rows_can_be_trained_on() -> None:
+    rows = told_rows(300, split="tune")
+    dataset = load_dataset(rows, load_tokenizer(registry.get(ANCHOR)), max_length=None, told=True)
+    assert len(dataset) == 300 and len(dataset.told_ids) == len(dataset.input_ids)
+    changed = (dataset.told_ids != dataset.input_ids).mean()
+    assert 0.1 < changed < 0.6
+    # The answer is that of the told expression, whether or not the prompt's example stands before it.
+    assert {each["told"].removeprefix(EXAMPLE).count("\n") for each in rows} == {0, 1}
+    for each in rows[:50]:
+        assert eval(each["told"].strip().splitlines()[-1].removesuffix("=")) == int(each["completion"])
+
+
 def test_answers_are_right_and_never_negative() -> None:
     rng = random.Random(0)
     for _ in range(50):
@@ -47,29 +52,3 @@ def test_answers_are_right_and_never_negative() -> None:
         first, sign, second, _ = each["prompt"].splitlines()[1].split()
         value = table()[first] + (table()[second] if sign == "+" else -table()[second])
         assert value >= 0 and each["completion"] == str(value)
-
-
-def test_states_differ_by_nothing_where_no_key_is_and_the_first_token_counts(tmp_path: Path) -> None:
-    model = fresh(tmp_path)
-    told_already = ["12 + 35 = 47\n12 + 7 = ", "\n3 - 2 = "]
-    assert difference(model, told_already).item() == 0
-    names = keys("tune")
-    unknown = difference(model, [f"\n{names[0]} + 7 = "])
-    assert unknown.item() > 0
-    unknown.backward()
-    assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
-    with torch.no_grad():  # now something is written everywhere, the first token included
-        for name, parameter in model.named_parameters():
-            if name.endswith("output.weight") and parameter.requires_grad:
-                parameter.normal_(std=0.1)
-        alone = difference(model, ["1"])
-    assert alone.item() > 0.01
-
-
-def fresh(folder: Path) -> ComposedModel:
-    """The composition with a private model that knows nothing."""
-    tokenizer = load_tokenizer(registry.get(ANCHOR))
-    save(Qwen2ForCausalLM(config(len(tokenizer))), tokenizer, folder)
-    own = Registry(registry)
-    own.add_folder(folder, replace=True)
-    return build_model(composition, registry=own, dtype=torch.float32)

@@ -23,7 +23,7 @@ from calm_graph import Composition, every
 from calm_graph.data.load import load_dataset
 from calm_graph.declare.composition import Augmenter
 from calm_graph.declare.settings import TrainSettings
-from calm_graph.errors import CheckpointError, InputError, TrainingError
+from calm_graph.errors import CheckpointError, DeclarationError, InputError, TrainingError
 from calm_graph.generate.selector import Prompt
 from calm_graph.model.composed import ComposedModel
 from calm_graph.train import TrainingInterrupted, TrainResult, fit
@@ -330,6 +330,36 @@ def test_a_state_of_another_composition_is_refused(train_zoo: Zoo, make_model: M
     other = train_zoo.compose(Augmenter("same", attach=every(1)), trained=False)
     with pytest.raises(TrainingError, match=r"is the state of another composition"):
         run(other, tmp_path, quick(max_steps=3), resume=True)
+
+
+def test_a_second_stage_starts_from_a_checkpoint(train_zoo: Zoo, make_model: MakeModel, tmp_path: Path) -> None:
+    first = make_model()
+    run(first, tmp_path / "first", quick())
+    saved = ComposedModel.from_pretrained(tmp_path / "first", registry=train_zoo.registry)
+    kept = run(saved, tmp_path / "kept", quick(max_steps=3))
+    options: dict[str, Any] = {"start": tmp_path / "first", "registry": train_zoo.registry}
+    for name, given in (("model", make_model()), ("declared", first.plan.composition)):
+        result = fit(
+            given,
+            data=ROWS,
+            eval_data=HELD_OUT,
+            out=tmp_path / name,
+            settings=quick(max_steps=3),
+            show="none",
+            **options,
+        )
+        assert result.metrics == kept.metrics
+        found = ComposedModel.from_pretrained(tmp_path / name, registry=train_zoo.registry)
+        assert_same(
+            weights(found), weights(ComposedModel.from_pretrained(kept.checkpoint, registry=train_zoo.registry))
+        )
+
+
+def test_what_training_cannot_start_from_is_named(train_zoo: Zoo, make_model: MakeModel, tmp_path: Path) -> None:
+    run(train_zoo.compose(Augmenter("same", attach=every(2)), trained=False), tmp_path / "other", quick(max_steps=1))
+    for start, message in (("other", "does not fit this composition"), ("nothing", "nothing: ")):
+        with pytest.raises((CheckpointError, DeclarationError), match=message):
+            run(make_model(), tmp_path / "out", quick(), start=tmp_path / start)
 
 
 def test_lengths_beyond_the_context_are_refused(make_model: MakeModel, tmp_path: Path) -> None:

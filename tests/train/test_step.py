@@ -14,7 +14,7 @@ from calm_graph.errors import TrainingError
 from calm_graph.train.loop import cut
 from calm_graph.train.step import (
     NonFiniteError,
-    count_supervised,
+    count_items,
     learning_rate_at,
     make_optimizer,
     train_step,
@@ -33,7 +33,7 @@ def test_pieces_equal_one_big_batch(make_model: MakeModel) -> None:
         model = make_model()
         dataset = load_dataset(ROWS, model.tokenizer, max_length=None)
         # Pieces of unequal numbers of supervised tokens are what a mean of means would get wrong.
-        counts = [count_supervised([piece]) for piece in pieces_of(dataset, 8)]
+        counts = [count_items([piece]) for piece in pieces_of(dataset, 8)]
         assert len(set(counts)) > 1
         optimizer = torch.optim.SGD(trainable_parameters(model).values(), lr=1.0)
         results = [
@@ -63,7 +63,7 @@ def test_the_loss_is_the_mean_over_supervised_tokens(make_model: MakeModel) -> N
             total -= logits[position - 1, int(sample.input_ids[position])].item()
             count += 1
     result = train_step(model, pieces_of(dataset, 1), make_optimizer(model, quick()), learning_rate=0.0)
-    assert count == count_supervised(pieces_of(dataset, 1))
+    assert count == count_items(pieces_of(dataset, 1))
     assert result.loss == pytest.approx(total / count, rel=1e-4)
 
 
