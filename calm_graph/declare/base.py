@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from calm_graph.errors import Problem
+from calm_graph.errors import DeclarationError, Problem
 
 _WANTED = {
     "int_type": "a whole number is needed",
@@ -27,6 +27,28 @@ class Declared(BaseModel):
     """Base of the declarations: immutable, hashable by value, strict about keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    root: ClassVar[str] = "composition"
+    """What errors call it: the first part of each path."""
+
+    @classmethod
+    def parse(cls, data: object, *, where: str | None = None) -> Self:
+        """Make one of plain data, such as parsed JSON or command-line text.
+
+        Args:
+            data: The fields as a mapping; numbers may be text.
+            where: What the data is, for the error, such as a file name; None: what is declared.
+
+        Returns:
+            The declaration.
+
+        Raises:
+            DeclarationError: Fields are missing, unknown or have wrong values; all of them are listed.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise DeclarationError(problems_of(error, root=cls.root), where=where or cls.root) from None
 
     @model_validator(mode="wrap")
     @classmethod

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, StrictInt, Tag, ValidationError
+from pydantic import Discriminator, Field, StrictInt, Tag
 
-from calm_graph.declare.base import Declared, problems_of
-from calm_graph.errors import DeclarationError
+from calm_graph.declare.base import Declared
 
 Reading = Literal["prompt", "stream"]
 PromptVisibility = Literal["full", "causal"]
@@ -187,25 +186,6 @@ class Composition(Declared):
         def __init__(
             self, *, name: str, anchor: str, augmenters: Sequence[Augmenter] = ..., description: str = ...
         ) -> None: ...
-
-    @classmethod
-    def parse(cls, data: object, *, where: str = "composition") -> Self:
-        """Make a composition from plain data, such as parsed JSON.
-
-        Args:
-            data: The fields as a mapping.
-            where: What the data is, for the error: a file name.
-
-        Returns:
-            The composition.
-
-        Raises:
-            DeclarationError: Fields are missing, unknown or of the wrong type; all of them are listed.
-        """
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise DeclarationError(problems_of(error), where=where) from None
 
 
 Augmenter.model_rebuild()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from calm_graph.declare.base import Declared, problems_of
-from calm_graph.errors import DeclarationError
+from calm_graph.declare.base import Declared
 
 Precision = Literal["fp32", "bf16"]
 Sharding = Literal["none", "fsdp"]
@@ -70,6 +69,8 @@ class TrainSettings(Declared):
         wait_for_resources_s: How long an autoscaling cluster may take to grow to what the workers need; 0 refuses at
             once what the cluster does not have.
     """
+
+    root: ClassVar[str] = "settings"
 
     max_steps: int = Field(default=1000, ge=1)
     batch_size: int = Field(default=16, ge=1)
@@ -140,25 +141,6 @@ class TrainSettings(Declared):
         if self.told_layer is not None and self.sharding != "none":
             raise ValueError(f"told_layer is {self.told_layer}, but states are compared with sharding='none' only")
         return self
-
-    @classmethod
-    def parse(cls, data: object, *, where: str = "settings") -> Self:
-        """Make settings from plain data, such as parsed JSON or command-line text.
-
-        Args:
-            data: The fields as a mapping; numbers may be text.
-            where: What the data is, for the error: a file name.
-
-        Returns:
-            The settings.
-
-        Raises:
-            DeclarationError: Fields are unknown or out of range; all of them are listed.
-        """
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise DeclarationError(problems_of(error, root="settings"), where=where) from None
 
     def updated(self, **changes: Any) -> Self:
         """Return a copy with these fields changed, checked like a new one.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import random
-from typing import Any, Self
+from typing import Any, ClassVar
 
-from pydantic import Field, StrictInt, ValidationError, field_validator
+from pydantic import Field, StrictInt, field_validator
 
-from calm_graph.declare.base import Declared, problems_of
+from calm_graph.declare.base import Declared
 from calm_graph.declare.composition import At, Composition, Every, Positions, Reading, at, every
 from calm_graph.declare.settings import TrainSettings
-from calm_graph.errors import DeclarationError
 
 Placement = Every | At
 
@@ -70,6 +69,8 @@ class Space(Declared):
         learning_rate: Peaks.
     """
 
+    root: ClassVar[str] = "space"
+
     placement: tuple[Placement, ...] = ()
     num_heads: tuple[StrictInt, ...] = ()
     reading: tuple[Reading, ...] = ()
@@ -96,25 +97,6 @@ class Space(Declared):
         if not all(rate > 0 for rate in rates):
             raise ValueError("each must be more than 0")
         return rates
-
-    @classmethod
-    def parse(cls, data: object, *, where: str = "space") -> Self:
-        """Make a space from plain data, such as command-line text.
-
-        Args:
-            data: The fields as a mapping of lists.
-            where: What the data is, for the error.
-
-        Returns:
-            The space.
-
-        Raises:
-            DeclarationError: Fields are unknown or have wrong values; all of them are listed.
-        """
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise DeclarationError(problems_of(error, root="space"), where=where) from None
 
     def choices(self, *, at_most: int | None = None, seed: int = 0) -> tuple[Choice, ...]:
         """Return every combination, or a random draw of some.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from calm_graph.declare.base import Declared, problems_of
+from calm_graph.declare.base import Declared
 from calm_graph.declare.settings import Precision
-from calm_graph.errors import DeclarationError
 
 States = Literal["none", "cached"]
 Sharding = Literal["none", "fsdp"]
@@ -28,6 +27,8 @@ class Workload(Declared):
         sharding: `fsdp` spreads the frozen weights over the devices.
         token_ratios: Run -> its tokens for each token of the anchor, for another tokenizer; 1 where it is not given.
     """
+
+    root: ClassVar[str] = "workload"
 
     batch_size: int = Field(default=8, ge=1)
     sequence_length: int = Field(default=1024, ge=2)
@@ -53,22 +54,3 @@ class Workload(Declared):
     def num_supervised_tokens(self) -> int:
         """Anchor tokens of a sample that are predicted; without a prompt nothing predicts the first one."""
         return self.sequence_length - max(self.num_prompt_tokens, 1)
-
-    @classmethod
-    def parse(cls, data: object, *, where: str = "workload") -> Self:
-        """Make a workload from plain data, such as command-line text.
-
-        Args:
-            data: The fields as a mapping; numbers may be text.
-            where: What the data is, for the error.
-
-        Returns:
-            The workload.
-
-        Raises:
-            DeclarationError: Fields are unknown or out of range; all of them are listed.
-        """
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise DeclarationError(problems_of(error, root="workload"), where=where) from None

@@ -9,16 +9,15 @@ from __future__ import annotations
 import asyncio
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from calm_graph.augmenters.wire import Wire, pack
-from calm_graph.declare.base import Declared, problems_of
-from calm_graph.errors import DeclarationError
+from calm_graph.declare.base import Declared
 from calm_graph.http.auth import Doorkeeper, read_keys
 from calm_graph.http.disconnect import unless_gone
 from calm_graph.http.errors import ApiError, BadValueError, ErrorResponse, add_error_handlers
@@ -60,6 +59,8 @@ class AugmenterSettings(Declared):
         drain_s: How long a replica that is stopped goes on with what is under way.
     """
 
+    root: ClassVar[str] = "settings"
+
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=96)
     layers: tuple[int, ...] = ()
     onnx: Path | None = None
@@ -79,22 +80,6 @@ class AugmenterSettings(Declared):
     num_gpus: float = Field(default=0, ge=0)
     resources: dict[str, float] = Field(default_factory=dict)
     drain_s: float = Field(default=30.0, ge=0)
-
-    @classmethod
-    def parse(cls, data: object, *, where: str = "settings") -> Self:
-        """Make settings from plain data.
-
-        Args:
-            data: The fields as a mapping.
-            where: What the data is, for the error.
-
-        Raises:
-            DeclarationError: Fields are unknown or out of range; all of them are listed.
-        """
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise DeclarationError(problems_of(error, root="settings"), where=where) from None
 
     def absolute(self) -> AugmenterSettings:
         """The same with paths that name the same files in a process started elsewhere."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from calm_graph.declare.base import Declared, problems_of
-from calm_graph.errors import DeclarationError
+from calm_graph.declare.base import Declared
 from calm_graph.generate.engine_settings import EngineSettings
 from calm_graph.http.settings import HttpSettings
 
@@ -37,6 +36,8 @@ class ServeSettings(Declared):
         drain_s: How long a replica that is stopped goes on with what is under way.
         start_s: How long an engine may take to load.
     """
+
+    root: ClassVar[str] = "settings"
 
     checkpoints: tuple[str, ...] = Field(min_length=1)
     registries: tuple[str, ...] = ()
@@ -85,25 +86,6 @@ class ServeSettings(Declared):
         return [
             (name, path) if path and "/" not in name else (None, name + equals + path) for name, equals, path in parts
         ]
-
-    @classmethod
-    def parse(cls, data: object, *, where: str = "settings") -> Self:
-        """Make settings from plain data, such as parsed YAML or command-line text.
-
-        Args:
-            data: The fields as a mapping.
-            where: What the data is, for the error: a file name.
-
-        Returns:
-            The settings.
-
-        Raises:
-            DeclarationError: Fields are unknown or out of range; all of them are listed.
-        """
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise DeclarationError(problems_of(error, root="settings"), where=where) from None
 
     def absolute(self) -> ServeSettings:
         """The same with paths that name the same files in a process started elsewhere."""

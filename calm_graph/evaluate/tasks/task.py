@@ -8,12 +8,12 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from calm_graph.declare.base import Declared, problems_of
-from calm_graph.errors import DeclarationError, EvaluationError
+from calm_graph.declare.base import Declared
+from calm_graph.errors import EvaluationError
 from calm_graph.evaluate.measures.metrics import metric
 from calm_graph.evaluate.systems.base import Decoding
 from calm_graph.evaluate.tasks.template import check_template, fill
@@ -75,6 +75,8 @@ class Task(Declared):
         limit: Only so many rows, in an order that is always the same; None: all.
     """
 
+    root: ClassVar[str] = "task"
+
     name: str = Field(min_length=1)
     suite: str = "own"
     language: str = ""
@@ -128,25 +130,6 @@ class Task(Declared):
         if self.num_samples > 1 and self.temperature == 0:
             raise ValueError("num_samples is above 1, so temperature must be above 0: greedy answers are all the same")
         return self
-
-    @classmethod
-    def parse(cls, fields: Any, *, where: str) -> Task:
-        """Make a task of what was read from a file or a command line.
-
-        Args:
-            fields: A mapping.
-            where: What is named in errors.
-
-        Returns:
-            The task.
-
-        Raises:
-            DeclarationError: All that is wrong with it.
-        """
-        try:
-            return cls.model_validate(fields)
-        except ValidationError as error:
-            raise DeclarationError(problems_of(error, root="task"), where=where) from error
 
     @property
     def key(self) -> tuple[str, str, str]:
