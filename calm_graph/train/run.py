@@ -164,8 +164,10 @@ def fit(
 
 def _check_told(plan: Plan, settings: TrainSettings) -> None:
     layer, num_layers = settings.told_layer, plan.anchor.num_layers
+    if layer is None:
+        return
     last = max(each.anchor_layer for each in plan.attachments if each.target == plan.anchor.name)
-    if layer is not None and not last <= layer < num_layers:
+    if not last <= layer < num_layers:
         raise TrainingError(
             f"settings.told_layer: got {layer}, but allowed are {last}..{num_layers - 1}: states are compared after "
             f"the last attachment, at layer {last}"

@@ -193,11 +193,13 @@ def run(
         name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()
     }
     scales = inputs.pop("augmenter_scales", {})
+    if told_layer is not None:
+        inputs["told_layer"] = told_layer
     composed: Any = getattr(model, "module", model)  # DistributedDataParallel is around it
     with (
         composed.augmenters(scales),
         torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
     ):
-        loss = model(**inputs, told_layer=told_layer, num_items_in_batch=num_items_in_batch).loss
+        loss = model(**inputs, num_items_in_batch=num_items_in_batch).loss
     assert isinstance(loss, Tensor)
     return loss

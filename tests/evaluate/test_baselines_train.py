@@ -218,3 +218,15 @@ def test_names_that_are_not_trained_are_refused(zoo: Zoo, tmp_path: Path) -> Non
     (tmp_path / "baseline.json").write_text("{}")
     with pytest.raises(CheckpointError, match="damaged"):
         Description.read(tmp_path)
+
+
+def test_a_baseline_of_a_run_on_told_states_is_trained_on_its_answers(zoo: Zoo, tmp_path: Path) -> None:
+    rows = [{**row, "told": row["prompt"]} for row in ROWS]
+    fit(COMPOSITION, data=rows, out=tmp_path / "run", settings=quick(told_layer=3, max_steps=2), registry=zoo.registry,
+        show="none")  # fmt: skip
+    options: dict[str, Any] = {"data": rows, "registry": zoo.registry, "show": "none"}
+    found = train_baselines(tmp_path / "run", ["lora", "composed_gate"], out=tmp_path / "out", **options)
+    assert found["lora"].metrics["loss"] > 0.5  # of answers
+    assert found["composed_gate"].metrics["loss"] == pytest.approx(0, abs=1e-6)  # nothing but the prompt is told
+    settings = {name: json.loads((tmp_path / "out" / name / "settings.json").read_text()) for name in found}
+    assert [settings[name]["told_layer"] for name in ("lora", "composed_gate")] == [None, 3]

@@ -100,6 +100,8 @@ def train_baselines(
     results = {}
     for name in names:
         own = settings.updated(learning_rate=rates[name])
+        if name in LEARNING_RATES:
+            own = own.updated(told_layer=None)  # there are no attachments that could make up for what was not told
         results[name] = fit(
             derived.get(name) or make_baseline(name, reference, own),
             data=data,
@@ -162,6 +164,7 @@ def _check_rows(reference: Reference, data: Rows, columns: Columns | None, setti
         max_length=longest_sample(reference.plan, settings),
         long_rows=settings.long_rows,
         columns=columns,
+        told=settings.told_layer is not None,
     ).fingerprint()
     if found != reference.data_fingerprint:
         raise EvaluationError(
