@@ -10,11 +10,12 @@ import torch
 from calm_graph import Augmenter, Composition, at, every
 from calm_graph.cli import main
 from calm_graph.errors import EvaluationError
-from calm_graph.evaluate.baselines.ablations import derive, is_ablation
+from calm_graph.evaluate.baselines.ablations import derive, is_ablation, split_rows
 from calm_graph.evaluate.baselines.random_weights import randomise, read_random
-from calm_graph.evaluate.baselines.train import train_baselines
+from calm_graph.evaluate.baselines.train import some_rows, train_baselines
 from calm_graph.model.composed import ComposedModel
 from calm_graph.plan.graph import make_plan
+from calm_graph.train.metrics import read_metrics
 from registry import ModelCard, Registry, registry
 from registry.fingerprint import tokenizer_fingerprint
 from registry.weights import load_causal_lm
@@ -71,6 +72,27 @@ def test_heads_of_single_attachments_are_changed_too(zoo: Zoo) -> None:
     composition = WHOLE.model_copy(update={"augmenters": (Augmenter("same", attach=attach),)})
     plan = make_plan(derive(composition, "composed_heads_2"), registry=zoo.registry)
     assert [planned.num_heads for planned in plan.attachments] == [2]
+
+
+def test_a_data_size_changes_the_rows_and_nothing_else(zoo: Zoo, tmp_path: Path) -> None:
+    assert split_rows("composed_rows_500") == ("composed", 500) and split_rows("composed_heads_2") == (
+        "composed_heads_2",
+        None,
+    )
+    assert is_ablation("composed_rows_5") and is_ablation("composed_heads_2_rows_5") and not is_ablation("lora_rows_5")
+    assert derive(WHOLE, "composed_rows_5").augmenters == WHOLE.augmenters
+    assert derive(WHOLE, "composed_heads_2_rows_5").augmenters == derive(WHOLE, "composed_heads_2").augmenters
+    few, more = (some_rows("x", count, ROWS, None, seed=3) for count in (5, 12))
+    assert (len(few), len(more)) == (5, 12) and all(row in more for row in few)
+    assert [ROWS.index(row) for row in more] == sorted(ROWS.index(row) for row in more)
+    names = ["composed_rows_8", "lora_rows_8", "composed_heads_2_rows_8"]
+    options = {"data": ROWS, "settings": quick(batch_size=4, max_steps=4), "registry": zoo.registry, "show": "none"}
+    results = train_baselines(WHOLE, names, out=tmp_path, **options)  # type: ignore[arg-type]
+    assert list(results) == names
+    for name in names:
+        assert read_metrics(tmp_path / name / "metrics.jsonl")[-1]["epoch"] == pytest.approx(2, abs=0.51)
+    with pytest.raises(EvaluationError, match=f"composed_rows_5000: there are only {len(ROWS)} rows"):
+        train_baselines(WHOLE, ["composed_rows_5000"], out=tmp_path, **options)  # type: ignore[arg-type]
 
 
 def test_another_model_is_read() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from calm_graph.declare.composition import Augmenter, Composition, every
 from calm_graph.errors import EvaluationError
 
-PREFIX = "composed_"
+WHOLE = "composed"
+PREFIX = f"{WHOLE}_"
 
 REPLACED = ("composed_vanilla", "composed_random")
 """Ablations that read other models in place of the augmenters."""
@@ -35,13 +36,20 @@ _COUNTED: Mapping[str, Callable[[int], dict[str, Any]]] = {
     "heads": lambda count: {"num_heads": count},
 }
 
-NAMES = (*REPLACED, *(PREFIX + name for name in _CHANGES), *(f"{PREFIX}{name}_N" for name in _COUNTED))
+NAMES = (*REPLACED, *(PREFIX + name for name in _CHANGES), *(f"{PREFIX}{name}_N" for name in (*_COUNTED, "rows")))
 """What `derive` knows; N is a number, as in `composed_every_2`."""
 
 
 def is_ablation(name: str) -> bool:
     """Tell whether `derive` knows a name."""
-    return name in REPLACED or _fields_of(name) is not None
+    base, num_rows = split_rows(name)
+    return base in REPLACED or _fields_of(base) is not None or (base == WHOLE and num_rows is not None)
+
+
+def split_rows(name: str) -> tuple[str, int | None]:
+    """Return what is trained and on how many of the rows: `lora_rows_500` is (`lora`, 500); None is all of them."""
+    found = re.fullmatch(r"(\w+)_rows_([1-9]\d*)", name)
+    return (found[1], int(found[2])) if found else (name, None)
 
 
 def derive(composition: Composition, name: str, *, replaced: Mapping[str, str] | None = None) -> Composition:
@@ -59,8 +67,9 @@ def derive(composition: Composition, name: str, *, replaced: Mapping[str, str] |
     Raises:
         EvaluationError: The name is none of these, nothing is changed by it, or no model is given to be read instead.
     """
-    fields = _fields_of(name)
-    if name in REPLACED:
+    base, num_rows = split_rows(name)
+    fields = {} if base == WHOLE and num_rows else _fields_of(base)
+    if base in REPLACED:
         changed = [_replaced(augmenter, replaced or {}) for augmenter in composition.augmenters]
         if unknown := sorted(set(replaced or {}) - {augmenter.key for augmenter in composition.augmenters}):
             raise EvaluationError(
@@ -71,8 +80,8 @@ def derive(composition: Composition, name: str, *, replaced: Mapping[str, str] |
         changed = [_changed(augmenter, fields) for augmenter in composition.augmenters]
     else:
         raise EvaluationError(f"ablation: got {name!r}, but allowed are {', '.join(NAMES)}")
-    if tuple(changed) == composition.augmenters:
-        reason = "give the card of a model to read in place of each augmenter" if name in REPLACED else "leave it out"
+    if tuple(changed) == composition.augmenters and base != WHOLE:
+        reason = "give the card of a model to read in place of each augmenter" if base in REPLACED else "leave it out"
         raise EvaluationError(f"{name}: nothing of {composition.name!r} is changed by it; {reason}")
     return composition.model_copy(update={"name": f"{composition.name}-{name}", "augmenters": tuple(changed)})
 

@@ -22,7 +22,7 @@ from calm_graph.evaluate.baselines.merge import merge
 from calm_graph.evaluate.baselines.reference import Reference
 from calm_graph.evaluate.baselines.routing import PromptRule, RoutingSystem, TaskRule
 from calm_graph.evaluate.baselines.soft_ensemble import soft_ensemble
-from calm_graph.evaluate.baselines.train import LEARNING_RATES, train_baselines
+from calm_graph.evaluate.baselines.train import LEARNING_RATES, is_trained, train_baselines
 from calm_graph.evaluate.baselines.trained_anchor import Description
 from calm_graph.evaluate.run import Candidate
 from calm_graph.evaluate.select import Setup
@@ -92,7 +92,7 @@ def select_baselines(
         DeclarationError: The checkpoint cannot be read.
     """
     for name in names:
-        if name not in (*LEARNING_RATES, *UNTRAINED) and not is_ablation(name):
+        if name not in UNTRAINED and not is_trained(name):
             raise EvaluationError(f"baselines: got {name!r}, but there are {', '.join(NAMES)}{near(name, NAMES)}")
     maker = _Maker(setup, options or BaselineOptions(), reference or Reference.of(setup.checkpoint))
     return [candidate for name in dict.fromkeys(names) for candidate in maker.candidates(name)]

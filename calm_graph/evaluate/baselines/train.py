@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from calm_graph.data.columns import Columns
 from calm_graph.data.load import load_dataset
-from calm_graph.data.sources import Rows
+from calm_graph.data.sources import Rows, open_rows, package_of
 from calm_graph.declare.composition import Composition
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import EvaluationError
 from calm_graph.evaluate.baselines import ablations, full_finetune, lora
-from calm_graph.evaluate.baselines.ablations import derive, is_ablation
+from calm_graph.evaluate.baselines.ablations import derive, is_ablation, split_rows
 from calm_graph.evaluate.baselines.random_weights import randomise, read_random
 from calm_graph.evaluate.baselines.reference import Reference
 from calm_graph.evaluate.baselines.trained_anchor import TrainedAnchor
@@ -53,7 +55,8 @@ def train_baselines(
         composition: What they are compared with: the folder of its run, its file, the declaration, or what was
             read of it.
         names: `lora` (as many trained parameters as the composition has), `full_finetune`, and ablations of the
-            composition: `composed_prompt` and the like (`ablations.NAMES`).
+            composition: `composed_prompt` and the like (`ablations.NAMES`). `lora_rows_500`, `composed_rows_500`: the
+            same on 500 of the rows, which are among those of any larger number.
         data: The rows that the composition is trained on.
         eval_data: Held-out rows, by which the best step is chosen.
         columns: As in `fit`.
@@ -76,7 +79,7 @@ def train_baselines(
         TrainingError: As `fit` says.
         TrainingInterrupted: Ctrl-C or SIGTERM came; the same call goes on.
     """
-    if unknown := [name for name in names if name not in LEARNING_RATES and not is_ablation(name)]:
+    if unknown := [name for name in names if not is_trained(name)]:
         raise EvaluationError(
             f"baselines: got {unknown[0]!r}, but {', '.join((*LEARNING_RATES, *ablations.NAMES))} can be trained"
         )
@@ -96,17 +99,18 @@ def train_baselines(
         for name in names
         if is_ablation(name)
     }
-    rates = {**dict.fromkeys(names, settings.learning_rate), **LEARNING_RATES, **(learning_rates or {})}
     results = {}
     for name in names:
-        own = settings.updated(learning_rate=rates[name])
-        if name in LEARNING_RATES:
+        base, num_rows = split_rows(name)
+        default = LEARNING_RATES.get(base, settings.learning_rate)
+        own = settings.updated(learning_rate=(learning_rates or {}).get(name, default))
+        if base in LEARNING_RATES:
             own = own.updated(told_layer=None)  # there are no attachments that could make up for what was not told
         results[name] = fit(
-            derived.get(name) or make_baseline(name, reference, own),
-            data=data,
+            derived.get(name) or make_baseline(base, reference, own),
+            data=data if num_rows is None else some_rows(name, num_rows, data, columns, seed=settings.seed),
             eval_data=eval_data,
-            columns=columns,
+            columns=columns if num_rows is None else None,
             out=Path(out) / name,
             settings=own,
             resume=True,
@@ -114,6 +118,38 @@ def train_baselines(
             show=show,
         )
     return results
+
+
+def is_trained(name: str) -> bool:
+    """Tell whether `train_baselines` knows a name."""
+    return split_rows(name)[0] in LEARNING_RATES or is_ablation(name)
+
+
+def some_rows(name: str, count: int, data: Rows, columns: Columns | None, *, seed: int) -> list[Any]:
+    """Draw rows, in their order.
+
+    Args:
+        name: Of the baseline, for errors.
+        count: How many; those of a smaller number are among them.
+        data: As in `fit`.
+        columns: As in `fit`.
+        seed: Of the draw.
+
+    Returns:
+        The rows, under the keys of a row.
+
+    Raises:
+        EvaluationError: There are fewer, or they are not in this process.
+    """
+    if package_of(data) == "ray":
+        raise EvaluationError(f"{name}: rows of a ray.data.Dataset cannot be drawn; limit the data set itself")
+    rows = [row for _, row in open_rows(data, columns).rows]
+    if count > len(rows):
+        raise EvaluationError(f"{name}: there are only {len(rows)} rows")
+    # A shuffle and not a sample: fewer rows are always among more.
+    indices = list(range(len(rows)))
+    random.Random(seed).shuffle(indices)
+    return [rows[index] for index in sorted(indices[:count])]
 
 
 def make_baseline(name: str, reference: Reference, settings: TrainSettings) -> TrainedAnchor:
@@ -138,18 +174,18 @@ def make_baseline(name: str, reference: Reference, settings: TrainSettings) -> T
 
 
 def _ablation(
-    name: str, reference: Reference, replaced: Mapping[str, str] | None, random: Path, seed: int
+    name: str, reference: Reference, replaced: Mapping[str, str] | None, folder: Path, seed: int
 ) -> Composition:
-    composition = reference.plan.composition
-    if name == "composed_random":
+    composition, base = reference.plan.composition, split_rows(name)[0]
+    if base == "composed_random":
         replaced = {}
         for augmenter in composition.augmenters:
             if not isinstance(augmenter.name, str):
                 raise EvaluationError(f"{name}: augmenter {augmenter.key!r} is itself a composition; name a model")
-            folder = random / augmenter.name
-            card = read_random(folder) or randomise(reference.registry.get(augmenter.name), folder, seed=seed)
+            own = folder / augmenter.name
+            card = read_random(own) or randomise(reference.registry.get(augmenter.name), own, seed=seed)
             replaced[augmenter.name] = reference.registry.add(card, replace=True).name
-    derived = derive(composition, name, replaced=replaced if name in ablations.REPLACED else None)
+    derived = derive(composition, name, replaced=replaced if base in ablations.REPLACED else None)
     make_plan(derived, registry=reference.registry)
     return derived
 
