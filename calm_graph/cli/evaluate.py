@@ -53,8 +53,12 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--show", choices=("auto", "plain", "none"), default="auto", help="how progress is shown")
     others = parser.add_argument_group("baselines, beside the systems")
     others.add_argument("--baselines", metavar="NAME,...", type=_names, default=(), help="`--list` shows them")
-    others.add_argument("--train-data", metavar="DATA", help="what the checkpoint was trained on, to train them on")
-    others.add_argument("--eval-data", metavar="DATA", help="its held-out rows, by which the best step is chosen")
+    others.add_argument(
+        "--train-data", action="append", metavar="DATA", help="what the checkpoint was trained on, to train them on"
+    )
+    others.add_argument(
+        "--eval-data", action="append", metavar="DATA", help="its held-out rows, by which the best step is chosen"
+    )
     others.add_argument(
         "--learning-rates", metavar="NAME=RATE,...", type=_rates, default={}, help="of baselines that are trained"
     )

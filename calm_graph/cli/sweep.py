@@ -39,8 +39,10 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         """,
     )
     add_file_argument(parser)
-    parser.add_argument("--data", required=True, metavar="JSONL", help="rows to train on")
-    parser.add_argument("--eval", dest="eval_data", required=True, metavar="JSONL", help="held-out rows: the score")
+    parser.add_argument("--data", required=True, action="append", metavar="JSONL", help="rows to train on")
+    parser.add_argument(
+        "--eval", dest="eval_data", required=True, action="append", metavar="JSONL", help="held-out rows: the score"
+    )
     parser.add_argument("--out", metavar="DIR", help="folder of the sweep (default: sweeps/NAME)")
     parser.add_argument("--resume", action="store_true", help="run what failed, did not end, or is new")
     for name, example in _VALUES.items():

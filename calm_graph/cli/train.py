@@ -43,11 +43,14 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--data",
         required=True,
+        action="append",
         metavar="DATA",
         help='rows to train on, each {"prompt", "completion"}, {"messages"} or {"text"}: a .jsonl or .parquet file, a '
-        "folder or a glob of them, a URI (s3://, gs://), or hf:NAME:SPLIT",
+        "folder or a glob of them, a URI (s3://, gs://), or hf:NAME:SPLIT; may be repeated",
     )
-    parser.add_argument("--eval", dest="eval_data", metavar="DATA", help="held-out rows; the best evaluation is kept")
+    parser.add_argument(
+        "--eval", dest="eval_data", action="append", metavar="DATA", help="held-out rows; the best evaluation is kept"
+    )
     add_columns_argument(parser)
     parser.add_argument(
         "--out", metavar="DIR", help="folder of the run, or s3://..., which then loads as a model (default: runs/NAME)"

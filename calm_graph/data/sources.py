@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,9 +22,9 @@ class RayDataset(Protocol):
         """Apply a function to batches of rows."""
 
 
-Rows = str | Path | Iterable[Mapping[str, Any]] | RayDataset
+Rows = str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]] | RayDataset
 """Where rows come from: a path or URI of a JSON Lines or Parquet file, of a folder of them, or a glob; `hf:NAME:SPLIT`;
-a `datasets.Dataset` or `IterableDataset`; a `ray.data.Dataset`; or rows in memory."""
+several of these; a `datasets.Dataset` or `IterableDataset`; a `ray.data.Dataset`; or rows in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,11 @@ def open_rows(data: Rows, columns: Columns | None = None) -> RowReader:
         num_rows = sum(count for count in counts if count is not None) if None not in counts else None
         rows = (row for file in files for row in file.rows(columns))
         return RowReader(str(data), num_rows, _renamed(rows, columns))
+    if paths := paths_of(data):
+        parts = [open_rows(path, columns) for path in paths]
+        known = [part.num_rows for part in parts if part.num_rows is not None]
+        num_rows = sum(known) if len(known) == len(parts) else None
+        return RowReader(", ".join(part.name for part in parts), num_rows, chain.from_iterable(p.rows for p in parts))
     if package_of(data) == "datasets":
         return _of_dataset(data, name="data", columns=columns)
     if isinstance(data, Mapping) or not isinstance(data, Iterable):
@@ -73,6 +79,14 @@ def open_rows(data: Rows, columns: Columns | None = None) -> RowReader:
     source = Source("data", "rows")
     num_rows = len(data) if isinstance(data, Sized) else None
     return RowReader("data", num_rows, _renamed(((Place(source, i), row) for i, row in enumerate(data)), columns))
+
+
+def paths_of(data: Rows) -> list[str | Path]:
+    """Return the paths and names that rows come from; none where they come from something else."""
+    if isinstance(data, str | Path):
+        return [data]
+    listed = list(data) if isinstance(data, list | tuple) else []
+    return listed if all(isinstance(each, str | Path) for each in listed) else []
 
 
 def package_of(data: object) -> str:

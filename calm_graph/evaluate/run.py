@@ -15,7 +15,7 @@ from calm_graph.errors import CalmGraphError, EvaluationError
 from calm_graph.evaluate.measures.bootstrap import difference, draws, interval
 from calm_graph.evaluate.measures.metrics import Metric, Outcome, metric
 from calm_graph.evaluate.measures.sandbox import passes
-from calm_graph.evaluate.reports.results import AVERAGE, Compared, Results, Row, distinct
+from calm_graph.evaluate.reports.results import AVERAGE, Compared, Results, Row, distinct, split_rows
 from calm_graph.evaluate.systems.base import System
 from calm_graph.evaluate.systems.predictions import Predictions
 from calm_graph.evaluate.tasks.task import Item, Task
@@ -314,11 +314,13 @@ def _row(
     key: tuple[str, str, str], system: str, name: str, seed: int, value: float, low: float, high: float, count: int
 ) -> Row:
     suite, task, language = key
+    trained, train_rows = split_rows(system)
     return Row(
         suite=suite,
         task=task,
         language=language,
-        system=system,
+        system=trained,
+        train_rows=train_rows,
         seed=seed,
         metric=name,
         value=value,

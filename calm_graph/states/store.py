@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from calm_graph.data.samples import Batch, Dataset
-from calm_graph.data.sources import Rows
+from calm_graph.data.sources import Rows, paths_of
 from calm_graph.declare.composition import Composition
 from calm_graph.errors import StatesError
 from calm_graph.model.build import nested_checkpoints
@@ -114,7 +114,7 @@ class StateStore:
         """
         missing = [index for index, key in enumerate(_keys_of(dataset)) if key not in self._places]
         if missing:
-            name = str(rows) if isinstance(rows, str | Path) else "data"
+            name = " --data ".join(map(str, paths_of(rows))) or "data"
             raise StatesError(
                 f"{self.folder}: has no states for {len(missing)} of the {len(dataset)} samples of {name} (the first "
                 f"is sample {missing[0]}): precompute did not see or finish them, or their text or max_length has "

@@ -21,7 +21,7 @@ import torch
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
-from calm_graph.data.sources import Rows
+from calm_graph.data.sources import Rows, paths_of
 from calm_graph.declare.composition import Composition
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.declare.space import Choice, Space
@@ -275,10 +275,9 @@ def _line(error: BaseException) -> str:
 
 
 def _absolute(rows: Rows) -> Rows:
-    """Name a file so that a process in another folder finds it."""
-    if isinstance(rows, str | Path) and Path(rows).exists():
-        return str(Path(rows).absolute())
-    return rows
+    """Name files so that a process in another folder finds them."""
+    paths = [str(Path(path).absolute() if Path(path).exists() else path) for path in paths_of(rows)]
+    return paths or rows
 
 
 def _facts(task: _Task) -> dict[str, Any]:
@@ -286,7 +285,7 @@ def _facts(task: _Task) -> dict[str, Any]:
     rows = {"data": task.data, "eval_data": task.eval_data}
     return {
         "composition": task.composition.model_dump(mode="json"),
-        **{name: str(value) if isinstance(value, str | Path) else "rows" for name, value in rows.items()},
+        **{name: ", ".join(map(str, paths_of(value))) or "rows" for name, value in rows.items()},
         "settings": task.settings.model_dump(mode="json"),
     }
 

@@ -66,7 +66,7 @@ def fit(
     Args:
         composition_or_model: A declaration, which is built first, or a model that is trained further in place.
         data: Rows to train on: a JSON Lines or Parquet file, a folder or glob of them, also as a URI (`s3://`,
-            `gs://`); `hf:NAME:SPLIT`; a `datasets.Dataset`; a `ray.data.Dataset`; or a list.
+            `gs://`); `hf:NAME:SPLIT`; several of these; a `datasets.Dataset`; a `ray.data.Dataset`; or a list of rows.
         eval_data: Held-out rows, likewise. With them the checkpoint is that of the best evaluation, else that of the
             last step.
         columns: Key of a row -> the column of the data that holds it, as in `{"prompt": "question", "completion":

@@ -10,12 +10,13 @@ composition = Composition(
     augmenters=[
         Augmenter(
             "qwen2.5-coder-0.5b",
-            # As in examples/low_resource: late layers of both, and each word at its end.
-            attach=at(anchor_layers=[18, 21, 24, 27, 29], augmenter_layers=[14, 18, 21, 23, 23]),
+            # As in examples/low_resource: all over the anchor, late in the augmenter, and each word at its end.
+            attach=at(anchor_layers=[2, 8, 14, 20, 27], augmenter_layers=[14, 14, 18, 21, 23]),
             reading="stream",
             positions="distance",
             open_words="read",
             writes="relative",
+            first_token="spare",
         )
     ],
 )

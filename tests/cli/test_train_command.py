@@ -46,7 +46,8 @@ def test_states_first_and_then_answers(workplace: Path, cards: Path, capsys: pyt
     assert main([*told, "--set", "told_layer=0"]) == 1
     assert "settings.told_layer: got 0, but allowed are 3..3" in capsys.readouterr().err
     assert main([*told, "--set", "told_layer=3"]) == 0
-    assert main(command(cards, "--start", "told", "--out", "out", *QUICK)) == 0
+    # The second stage is of both files.
+    assert main(command(cards, "--data", "told.jsonl", "--start", "told", "--out", "out", *QUICK)) == 0
     assert "out: finished after 4 steps" in capsys.readouterr().out
     assert main(command(cards, "--start", "tolt", "--out", "out2", *QUICK)) == 1
     assert "tolt: there is no composition.json" in capsys.readouterr().err

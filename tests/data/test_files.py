@@ -71,6 +71,20 @@ def test_a_folder_a_glob_and_a_uri_name_the_same_rows(
     assert load(f"file://{folder}/a.jsonl", tokenizer).where(0) == f"file://{folder}/a.jsonl:1"
 
 
+def test_several_sources_are_read_one_after_the_other(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = {"b.jsonl": ["price", "now"], "a.jsonl": ["apples"]}
+    for name, rows in texts.items():
+        (tmp_path / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    paths = [str(tmp_path / "b.jsonl"), tmp_path / "a.jsonl"]
+    dataset = load(paths, tokenizer)
+    assert [dataset.where(index) for index in range(3)] == [f"{paths[0]}:1", f"{paths[0]}:2", f"{paths[1]}:1"]
+    assert load(paths[:1], tokenizer).fingerprint() == load(paths[0], tokenizer).fingerprint()
+    with pytest.raises(InputError, match="nothing"):
+        load([*paths, tmp_path / "nothing.jsonl"], tokenizer)
+    with pytest.raises(InputError, match=r"data\[1\]: got 'x'"):
+        load([{"text": "price"}, "x"], tokenizer)
+
+
 def test_a_name_with_the_signs_of_a_glob_is_a_file_if_there_is_one(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "part[1].jsonl", ROWS[:1])
     assert prompts(path) == ["price 0"]

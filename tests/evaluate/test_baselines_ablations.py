@@ -10,9 +10,10 @@ import torch
 from calm_graph import Augmenter, Composition, at, every
 from calm_graph.cli import main
 from calm_graph.errors import EvaluationError
-from calm_graph.evaluate.baselines.ablations import derive, is_ablation, split_rows
+from calm_graph.evaluate.baselines.ablations import derive, is_ablation
 from calm_graph.evaluate.baselines.random_weights import randomise, read_random
 from calm_graph.evaluate.baselines.train import some_rows, train_baselines
+from calm_graph.evaluate.reports.results import split_rows
 from calm_graph.model.composed import ComposedModel
 from calm_graph.plan.graph import make_plan
 from calm_graph.train.metrics import read_metrics

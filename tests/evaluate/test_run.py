@@ -71,6 +71,17 @@ def test_values_averages_and_differences(tmp_path: Path) -> None:
     assert compared["average"].low == pytest.approx(compared["a"].low)
 
 
+def test_systems_trained_on_some_rows_are_points_of_a_curve(tmp_path: Path) -> None:
+    names = ("composed", "composed_rows_100", "composed_rows_300")
+    found = run([task(tmp_path, "a")], [Calculator(name) for name in names], tmp_path).results
+    assert [(row.system, row.train_rows) for row in found.rows] == [
+        ("composed", None),
+        ("composed", 100),
+        ("composed", 300),
+    ]
+    assert len({row.key for row in found.rows}) == 3
+
+
 def test_nothing_is_asked_twice_and_only_what_changed_again(tmp_path: Path) -> None:
     first, again, other = Calculator("x"), Calculator("x"), Calculator("x", identity="another")
     run([task(tmp_path, "a", limit=50)], [first], tmp_path)

@@ -8,6 +8,7 @@ from typing import Any
 
 from calm_graph.declare.composition import Augmenter, Composition, every
 from calm_graph.errors import EvaluationError
+from calm_graph.evaluate.reports.results import split_rows
 
 WHOLE = "composed"
 PREFIX = f"{WHOLE}_"
@@ -44,12 +45,6 @@ def is_ablation(name: str) -> bool:
     """Tell whether `derive` knows a name."""
     base, num_rows = split_rows(name)
     return base in REPLACED or _fields_of(base) is not None or (base == WHOLE and num_rows is not None)
-
-
-def split_rows(name: str) -> tuple[str, int | None]:
-    """Return what is trained and on how many of the rows: `lora_rows_500` is (`lora`, 500); None is all of them."""
-    found = re.fullmatch(r"(\w+)_rows_([1-9]\d*)", name)
-    return (found[1], int(found[2])) if found else (name, None)
 
 
 def derive(composition: Composition, name: str, *, replaced: Mapping[str, str] | None = None) -> Composition:

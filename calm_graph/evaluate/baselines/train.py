@@ -14,10 +14,11 @@ from calm_graph.declare.composition import Composition
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import EvaluationError
 from calm_graph.evaluate.baselines import ablations, full_finetune, lora
-from calm_graph.evaluate.baselines.ablations import derive, is_ablation, split_rows
+from calm_graph.evaluate.baselines.ablations import derive, is_ablation
 from calm_graph.evaluate.baselines.random_weights import randomise, read_random
 from calm_graph.evaluate.baselines.reference import Reference
 from calm_graph.evaluate.baselines.trained_anchor import TrainedAnchor
+from calm_graph.evaluate.reports.results import split_rows
 from calm_graph.plan.graph import make_plan
 from calm_graph.train.loop import TrainResult
 from calm_graph.train.progress import Show

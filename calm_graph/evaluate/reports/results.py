@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -161,6 +162,19 @@ def merge_files(paths: Sequence[Path]) -> Results:
     for path in paths:
         merged = merged.merged(read_results(path))
     return merged
+
+
+def split_rows(name: str) -> tuple[str, int | None]:
+    """Return which system a name is and on how many of the rows it was trained.
+
+    Args:
+        name: What a baseline was asked for by.
+
+    Returns:
+        `lora_rows_500` is (`lora`, 500); without a number all rows are meant, and it is None.
+    """
+    found = re.fullmatch(r"(\w+)_rows_([1-9]\d*)", name)
+    return (found[1], int(found[2])) if found else (name, None)
 
 
 def distinct(values: Iterable[str]) -> list[str]:
