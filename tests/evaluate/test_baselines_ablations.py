@@ -83,7 +83,7 @@ def test_a_data_size_changes_the_rows_and_nothing_else(zoo: Zoo, tmp_path: Path)
     assert is_ablation("composed_rows_5") and is_ablation("composed_heads_2_rows_5") and not is_ablation("lora_rows_5")
     assert derive(WHOLE, "composed_rows_5").augmenters == WHOLE.augmenters
     assert derive(WHOLE, "composed_heads_2_rows_5").augmenters == derive(WHOLE, "composed_heads_2").augmenters
-    few, more = (some_rows("x", count, ROWS, None, seed=3) for count in (5, 12))
+    few, more = (some_rows("x", count, ROWS, seed=3) for count in (5, 12))
     assert (len(few), len(more)) == (5, 12) and all(row in more for row in few)
     assert [ROWS.index(row) for row in more] == sorted(ROWS.index(row) for row in more)
     names = ["composed_rows_8", "lora_rows_8", "composed_heads_2_rows_8"]
@@ -92,6 +92,10 @@ def test_a_data_size_changes_the_rows_and_nothing_else(zoo: Zoo, tmp_path: Path)
     assert list(results) == names
     for name in names:
         assert read_metrics(tmp_path / name / "metrics.jsonl")[-1]["epoch"] == pytest.approx(2, abs=0.51)
+    renamed = [{"q": row["prompt"], "a": row["completion"]} for row in ROWS]
+    options |= {"data": renamed, "eval_data": renamed[:3], "columns": {"prompt": "q", "completion": "a"}}
+    again = train_baselines(WHOLE, names[:1], out=tmp_path / "renamed", **options)  # type: ignore[arg-type]
+    assert again[names[0]].metrics["loss"] == results[names[0]].metrics["loss"]
     with pytest.raises(EvaluationError, match=f"composed_rows_5000: there are only {len(ROWS)} rows"):
         train_baselines(WHOLE, ["composed_rows_5000"], out=tmp_path, **options)  # type: ignore[arg-type]
 

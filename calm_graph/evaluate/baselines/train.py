@@ -107,11 +107,14 @@ def train_baselines(
         own = settings.updated(learning_rate=(learning_rates or {}).get(name, default))
         if base in LEARNING_RATES:
             own = own.updated(told_layer=None)  # there are no attachments that could make up for what was not told
+        rows: dict[str, Any] = {"data": data, "eval_data": eval_data, "columns": columns}
+        if num_rows is not None:
+            held_out = None if eval_data is None else _read(eval_data, columns)
+            drawn = some_rows(name, num_rows, _read(data, columns), seed=settings.seed)
+            rows = {"data": drawn, "eval_data": held_out}
         results[name] = fit(
             derived.get(name) or make_baseline(base, reference, own),
-            data=data if num_rows is None else some_rows(name, num_rows, data, columns, seed=settings.seed),
-            eval_data=eval_data,
-            columns=columns if num_rows is None else None,
+            **rows,
             out=Path(out) / name,
             settings=own,
             resume=True,
@@ -126,31 +129,33 @@ def is_trained(name: str) -> bool:
     return split_rows(name)[0] in LEARNING_RATES or is_ablation(name)
 
 
-def some_rows(name: str, count: int, data: Rows, columns: Columns | None, *, seed: int) -> list[Any]:
+def some_rows(name: str, count: int, rows: Sequence[Any], *, seed: int) -> list[Any]:
     """Draw rows, in their order.
 
     Args:
         name: Of the baseline, for errors.
         count: How many; those of a smaller number are among them.
-        data: As in `fit`.
-        columns: As in `fit`.
+        rows: All of them.
         seed: Of the draw.
 
     Returns:
-        The rows, under the keys of a row.
+        So many.
 
     Raises:
-        EvaluationError: There are fewer, or they are not in this process.
+        EvaluationError: There are fewer.
     """
-    if package_of(data) == "ray":
-        raise EvaluationError(f"{name}: rows of a ray.data.Dataset cannot be drawn; limit the data set itself")
-    rows = [row for _, row in open_rows(data, columns).rows]
     if count > len(rows):
         raise EvaluationError(f"{name}: there are only {len(rows)} rows")
     # A shuffle and not a sample: fewer rows are always among more.
     indices = list(range(len(rows)))
     random.Random(seed).shuffle(indices)
     return [rows[index] for index in sorted(indices[:count])]
+
+
+def _read(data: Rows, columns: Columns | None) -> list[Any]:
+    if package_of(data) == "ray":
+        raise EvaluationError("data: rows of a ray.data.Dataset cannot be drawn here; limit the data set itself")
+    return [row for _, row in open_rows(data, columns).rows]
 
 
 def make_baseline(name: str, reference: Reference, settings: TrainSettings) -> TrainedAnchor:
