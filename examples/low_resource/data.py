@@ -8,42 +8,25 @@ from examples.rows import main
 
 LANGUAGES = ("ace", "ban", "bho", "jav", "lij", "mar", "min", "sun")
 
+
+def _english(file: str, prompt: str, reference: str, *, dev: bool = False) -> Task:
+    return Task(
+        name="english",
+        data=f"{file}.test.jsonl",
+        train=(f"{file}.train.jsonl",),
+        dev=(f"{file}.dev.jsonl",) if dev else (),
+        prompt=prompt,
+        reference=reference,
+        metrics=("bits_per_byte",),
+    )
+
+
 # What the anchor could before it should still be able to do: to go on with English that is no translation, to answer.
 ENGLISH = {
-    "text": Task(
-        name="text",
-        data="translation/tico19/ckb-en.test.jsonl",
-        train=("translation/tico19/ckb-en.train.jsonl",),
-        dev=("translation/tico19/ckb-en.dev.jsonl",),
-        prompt="English:",
-        reference=" {en}",
-        metrics=("bits_per_byte",),
-    ),
-    "questions": Task(
-        name="questions",
-        data="math/gsm8k.test.jsonl",
-        train=("math/gsm8k.train.jsonl",),
-        prompt="Question:",
-        reference=" {question}",
-        metrics=("bits_per_byte",),
-    ),
-    "answers": Task(
-        name="answers",
-        data="math/gsm8k.test.jsonl",
-        train=("math/gsm8k.train.jsonl",),
-        prompt="Question: {question}\nAnswer:",
-        reference=" {answer}",
-        metrics=("bits_per_byte",),
-    ),
-    "programs": Task(
-        name="programs",
-        data="code/mbpp.test.jsonl",
-        train=("code/mbpp.train.jsonl",),
-        dev=("code/mbpp.dev.jsonl",),
-        prompt="Task: {text}\nProgram:\n",
-        reference="{code}",
-        metrics=("bits_per_byte",),
-    ),
+    "text": _english("translation/tico19/ckb-en", "English:", " {en}", dev=True),
+    "questions": _english("math/gsm8k", "Question:", " {question}"),
+    "answers": _english("math/gsm8k", "Question: {question}\nAnswer:", " {answer}"),
+    "programs": _english("code/mbpp", "Task: {text}\nProgram:\n", "{code}", dev=True),
 }
 
 if __name__ == "__main__":
