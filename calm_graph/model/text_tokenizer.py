@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Encoding, Tokenizer
 
-from calm_graph.model.token_bytes import specification_of
+from calm_graph.model.token_bytes import backend_of, parts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,12 +32,10 @@ class TextTokenizer:
         Raises:
             InputError: If it has no fast backend.
         """
-        specification = specification_of(tokenizer) | {"truncation": None, "padding": None}
-        prompt = Tokenizer.from_str(json.dumps(specification))
-        prompt.encode_special_tokens = True
-        specification = _without_first_space(specification)
-        template, continuation = (Tokenizer.from_str(json.dumps(specification)) for _ in range(2))
-        continuation.encode_special_tokens = True
+        backend, parts = backend_of(tokenizer), parts_of(tokenizer)
+        inner = _without_first_space(parts)
+        prompt, template, continuation = (_like(backend, each) for each in (parts, inner, inner))
+        prompt.encode_special_tokens = continuation.encode_special_tokens = True
         return cls(prompt=prompt, template=template, continuation=continuation)
 
     def encode_prompt(self, text: str, *, template: str | None, goes_on: bool) -> tuple[list[int], list[int]]:
@@ -74,6 +72,16 @@ class TextTokenizer:
             if any(is_own):
                 return is_own.index(True), is_own[::-1].index(True)
         return len(encoding.ids), 0
+
+
+def _like(backend: Tokenizer, parts: dict[str, object]) -> Tokenizer:
+    """The same vocabulary, which is shared and not copied, with these parts; it neither pads nor cuts."""
+    made, described = Tokenizer(backend.model), Tokenizer.from_str(json.dumps(parts))
+    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if (part := getattr(described, name)) is not None:
+            setattr(made, name, part)
+    made.add_tokens([token for _, token in sorted(backend.get_added_tokens_decoder().items())])
+    return made
 
 
 def _around(template: str | None) -> tuple[str, str]:

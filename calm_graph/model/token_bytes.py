@@ -6,6 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
 from calm_graph.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,8 +31,7 @@ class TokenBytes:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        specification = specification_of(tokenizer)
-        steps = _steps(specification.get("decoder"))
+        steps = _steps(parts_of(tokenizer).get("decoder"))
         names = {step["type"] for step in steps}
         unknown = names - _KNOWN_STEPS
         if unknown:
@@ -39,10 +41,11 @@ class TokenBytes:
             )
         byte_level = "ByteLevel" in names
         self._drops_first_space = not steps or any(_drops_first_space(step) for step in steps)
-        added = {int(token["id"]): token for token in specification.get("added_tokens", [])}
-        control = set(tokenizer.all_special_ids) | {id for id, token in added.items() if token["special"]}
-        self._table: list[bytes] = [b""] * (max([*tokenizer.get_vocab().values(), *added, -1]) + 1)
-        for piece, id in tokenizer.get_vocab().items():
+        added = backend_of(tokenizer).get_added_tokens_decoder()
+        control = set(tokenizer.all_special_ids) | {id for id, token in added.items() if token.special}
+        vocabulary = tokenizer.get_vocab()
+        self._table: list[bytes] = [b""] * (max([*vocabulary.values(), *added, -1]) + 1)
+        for piece, id in vocabulary.items():
             if id in control:
                 continue
             if id in added:
@@ -67,20 +70,33 @@ class TokenBytes:
         return pieces
 
 
-def specification_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The tokenizer's own description (the content of tokenizer.json).
+def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The fast tokenizer inside.
 
     Raises:
         InputError: If it has no fast backend.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InputError(
             f"tokenizer of {tokenizer.name_or_path!r} is {type(tokenizer).__name__}, which has no fast backend; "
             "save it as tokenizer.json (transformers converts most) and point the card at that folder"
         )
-    specification: dict[str, Any] = json.loads(backend.to_str())
-    return specification
+    return backend
+
+
+def parts_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The tokenizer's own description, as in tokenizer.json, without its vocabulary, which may be 30 MB.
+
+    Raises:
+        InputError: If it has no fast backend.
+    """
+    backend, empty = backend_of(tokenizer), Tokenizer(BPE())
+    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if (part := getattr(backend, name)) is not None:
+            setattr(empty, name, part)
+    parts: dict[str, Any] = json.loads(empty.to_str())
+    return parts
 
 
 _KNOWN_STEPS = {"ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace", "WordPiece", "BPEDecoder"}
