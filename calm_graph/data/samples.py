@@ -203,8 +203,10 @@ class Dataset:
         lengths = self.offsets[chosen + 1] - self.offsets[chosen]
         return int((lengths - np.maximum(self.prompt_lengths[chosen], 1)).sum())
 
-    def num_tokens(self, indices: Sequence[int]) -> int:
-        """Return how many tokens these samples have."""
+    def num_items(self, indices: Sequence[int]) -> int:
+        """Return how many tokens of these samples the loss is a mean over: all where they are told, else predicted."""
+        if not len(self.told_ids):
+            return self.num_supervised(indices)
         return int(self.lengths[np.asarray(indices, dtype=np.int64)].sum())
 
     def where(self, index: int) -> str:

@@ -13,6 +13,7 @@ from calm_graph.errors import DeclarationError, Problem
 
 _WANTED = {
     "int_type": "a whole number is needed",
+    "int_parsing": "a whole number is needed",
     "float_type": "a number is needed",
     "float_parsing": "a number is needed",
     "string_type": "a text is needed",

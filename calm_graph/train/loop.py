@@ -153,8 +153,7 @@ class Loop:
         # The others wait for this worker's gradients, so it runs something even when there is nothing for it.
         own = share(indices, workers.rank, workers.count)
         pieces = cut(own or indices[:1], self._num_pieces(indices))
-        count = self.dataset.num_supervised if settings.told_layer is None else self.dataset.num_tokens
-        num_items = count(indices) / workers.count
+        num_items = self.dataset.num_items(indices) / workers.count
         began = time.perf_counter()
         learning_rate = learning_rate_at(step, settings)
         watched = (step + 1) % settings.log_every_steps == 0 and workers.is_first

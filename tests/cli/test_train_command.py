@@ -88,6 +88,7 @@ def test_a_second_run_is_refused_and_resume_goes_on(
     ("arguments", "message"),
     [
         (["--set", "lerning_rate=1"], "settings.lerning_rate: unknown key; did you mean 'learning_rate'?"),
+        (["--set", "told_layer=four"], "settings.told_layer: got 'four', but a whole number is needed"),
         (["--set", "patience"], "--set: got 'patience', but NAME=VALUE is needed"),
         (["--max-steps", "many"], "settings.max_steps: got 'many'"),
         (["--set", "precision=fp8"], "settings.precision: got 'fp8', but allowed are 'fp32' or 'bf16'"),

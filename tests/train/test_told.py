@@ -51,8 +51,9 @@ def test_rows_are_told_token_by_token(tmp_path: Path) -> None:
     (sample,) = dataset
     told = [*tokenizer("price is")["input_ids"], *sample.input_ids[sample.prompt_length :]]
     assert sample.told_ids.tolist() == told and dataset.batch([0])["told_ids"].tolist() == [told]
-    assert dataset.num_tokens([0]) == len(told)
+    assert dataset.num_items([0]) == len(told)
     untold = load_dataset(rows, tokenizer, max_length=None)
+    assert untold.num_items([0]) == untold.num_supervised([0]) < len(told)
     assert "told_ids" not in untold.batch([0])
     assert untold.fingerprint() != dataset.fingerprint()
     save_dataset(dataset, tmp_path / "told")
