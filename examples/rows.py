@@ -20,7 +20,14 @@ ANCHOR = "smollm2-135m-instruct"
 
 
 def main(
-    tasks: Mapping[str, Task], *, example: str, doc: str | None, max_tokens: int, num_train: int, num_dev: int
+    tasks: Mapping[str, Task],
+    *,
+    example: str,
+    doc: str | None,
+    max_tokens: int,
+    num_train: int,
+    num_dev: int,
+    anchor: str = ANCHOR,
 ) -> None:
     """Write the rows of an example as its command line says.
 
@@ -31,6 +38,7 @@ def main(
         max_tokens: As in `write_rows`, where nothing else is said; so are the others.
         num_train: See there.
         num_dev: See there.
+        anchor: See there.
     """
     parser = argparse.ArgumentParser(prog=f"python -m examples.{example}.data", description=doc)
     parser.add_argument("--data", type=Path, help="folder of the suites' data; default: CALM_GRAPH_DATA")
@@ -45,7 +53,7 @@ def main(
         write_rows(
             args.out,
             tasks,
-            anchor=ANCHOR,
+            anchor=anchor,
             max_tokens=args.max_tokens,
             num_train=args.num_train,
             num_dev=args.num_dev,
@@ -73,7 +81,7 @@ def write_rows(
         anchor: Card of the model whose tokens are counted.
         max_tokens: The most of a row, prompt and completion together.
         num_train: Rows of each task to train on, where there are so many.
-        num_dev: Rows of each task to choose on.
+        num_dev: Rows of each task to choose on; they are not trained on, where a task has both from one file.
         folder: Of the suites' data; None: the one that CALM_GRAPH_DATA names.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -82,15 +90,15 @@ def write_rows(
     def short(rows: Iterable[Row]) -> list[Row]:
         return [row for row in rows if len(tokenizer(row["prompt"] + row["completion"]).input_ids) <= max_tokens]
 
-    drawn: dict[Split, list[Row]] = {"train": [], "dev": []}
-    of_split: list[tuple[Split, int]] = [("train", num_train), ("dev", num_dev)]
+    drawn: dict[Split, list[Row]] = {"dev": [], "train": []}
+    of_split: list[tuple[Split, int]] = [("dev", num_dev), ("train", num_train)]
     for split, most in of_split:
         found = {name: _rows(task, split, folder) for name, task in tasks.items()}
         uses: Counter[str] = Counter()
         # Those with few rows choose first. The same sentences in several languages teach the answers, not to read, so
         # an answer is drawn again only where a task has no others left.
         for name in sorted(tasks, key=lambda name: len(found[name])):
-            rows = short(found[name])
+            rows = [row for row in short(found[name]) if split == "dev" or row not in drawn["dev"]]
             random.Random(f"{split}/{name}").shuffle(rows)
             rows.sort(key=lambda row: uses[row["completion"]])
             uses.update(row["completion"] for row in rows[:most])

@@ -34,6 +34,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         calm-graph train helpdesk.py --data train.jsonl --states states/helpdesk
         calm-graph train helpdesk.py --data told.jsonl --set told_layer=4 --out runs/told
         calm-graph train helpdesk.py --data train.jsonl --start runs/told --out runs/helpdesk
+        calm-graph train both.py --data a.jsonl --data b.jsonl --start runs/a --start runs/b --out runs/both
         calm-graph train helpdesk.py --data train.jsonl --max-steps 2000 --set patience=3 --set precision=bf16
         calm-graph train helpdesk.py --data train.jsonl --out /shared/helpdesk --num-workers 16 --use-gpu
         calm-graph train helpdesk.py --data train.jsonl --out /shared/helpdesk --num-workers 4:16
@@ -51,6 +52,13 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--eval", dest="eval_data", action="append", metavar="DATA", help="held-out rows; the best evaluation is kept"
     )
+    parser.add_argument(
+        "--keep",
+        action="append",
+        metavar="DATA",
+        help="rows over which the composition should go on saying what its anchor says (against forgetting); may be "
+        "repeated",
+    )
     add_columns_argument(parser)
     parser.add_argument(
         "--out", metavar="DIR", help="folder of the run, or s3://..., which then loads as a model (default: runs/NAME)"
@@ -60,7 +68,11 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on from the last state in DIR")
     parser.add_argument(
-        "--start", metavar="CHECKPOINT", help="a checkpoint of the same composition, to train its attachments further"
+        "--start",
+        action="append",
+        metavar="CHECKPOINT",
+        help="a checkpoint of the same composition, to train its attachments further; or several, each of some of its "
+        "augmenters",
     )
     for name in _FLAGS:
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar="X", help=f"default: {_default(name)}")
@@ -91,6 +103,7 @@ def run(options: argparse.Namespace) -> int:
             composition,
             data=options.data,
             eval_data=options.eval_data,
+            keep=options.keep,
             columns=read_columns(options.columns),
             out=options.out,
             settings=settings,

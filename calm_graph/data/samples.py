@@ -32,6 +32,7 @@ class Sample:
         place: The row it came from.
         augmenter_inputs: One sample's.
         told_ids: T int32, the same with the prompt as it is told; empty where that is not trained on.
+        kept: Whether the anchor alone is the teacher of what is predicted.
     """
 
     input_ids: NDArray[np.int32]
@@ -41,6 +42,7 @@ class Sample:
     place: Place
     augmenter_inputs: Inputs
     told_ids: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    kept: bool = False
 
     @property
     def num_supervised(self) -> int:
@@ -53,8 +55,8 @@ class Batch(TypedDict):
 
     input_ids, attention_mask (bool) and labels are B x T, padded on the right; prompt_lengths is B; prompt_texts has
     one text per sample; augmenter_inputs has tensors B x ... for each augmenter with inputs of its own. told_ids, B x
-    T, are there when states are trained on, stored_states when they are cached, augmenter_scales, float B for each
-    augmenter, when they are chosen by row.
+    T, are there when states are trained on, kept, bool B, where rows are, stored_states when states are cached,
+    augmenter_scales, float B for each augmenter, when they are chosen by row.
     """
 
     input_ids: Tensor
@@ -64,6 +66,7 @@ class Batch(TypedDict):
     prompt_texts: list[str]
     augmenter_inputs: dict[str, dict[str, Tensor]]
     told_ids: NotRequired[Tensor]
+    kept: NotRequired[Tensor]
     stored_states: NotRequired[Mapping[str, StoredStates]]
     augmenter_scales: NotRequired[Mapping[str, Tensor]]
 
@@ -85,6 +88,7 @@ class Dataset:
         source_ids: N int32, which of `sources` a sample comes from.
         row_numbers: N int64, its row there.
         told_ids: int32, as input_ids with each prompt as it is told, or empty where that is not trained on.
+        kept: N bool, where the anchor alone is the teacher.
         augmenter_inputs: Arrays of N x ...
         sources: The files or tables.
         pad_token_id: Fills the right side of a batch; never visible.
@@ -103,6 +107,7 @@ class Dataset:
     source_ids: NDArray[np.int32]
     row_numbers: NDArray[np.int64]
     told_ids: NDArray[np.int32]
+    kept: NDArray[np.bool_]
     augmenter_inputs: Inputs = field(default_factory=dict)
     sources: tuple[Source, ...]
     pad_token_id: int
@@ -127,6 +132,7 @@ class Dataset:
             source_ids=np.array([ids[sample.place.source] for sample in samples], dtype=np.int32),
             row_numbers=np.array([sample.place.number for sample in samples], dtype=np.int64),
             told_ids=_joined([sample.told_ids for sample in samples], np.int32),
+            kept=np.array([sample.kept for sample in samples], dtype=np.bool_),
             augmenter_inputs=_stacked([sample.augmenter_inputs for sample in samples]),
             sources=sources,
             pad_token_id=pad_token_id,
@@ -149,6 +155,7 @@ class Dataset:
             source_ids=np.concatenate([new[part.source_ids] for new, part in zip(ids, parts, strict=True)]),
             row_numbers=np.concatenate([part.row_numbers for part in parts]),
             told_ids=np.concatenate([part.told_ids for part in parts]),
+            kept=np.concatenate([part.kept for part in parts]),
             augmenter_inputs={
                 name: {key: np.concatenate([part.augmenter_inputs[name][key] for part in parts]) for key in inputs}
                 for name, inputs in first.augmenter_inputs.items()
@@ -178,6 +185,7 @@ class Dataset:
                 for name, inputs in self.augmenter_inputs.items()
             },
             self.told_ids[self.offsets[index] : self.offsets[index + 1]],
+            bool(self.kept[index]),
         )
 
     def __iter__(self) -> Iterator[Sample]:
@@ -225,6 +233,8 @@ class Dataset:
         }
         if len(self.told_ids):
             columns["told_ids"] = self.told_ids
+        if self.kept.any():
+            columns["kept"] = self.kept
         for name, inputs in self.augmenter_inputs.items():
             columns |= {f"{name} {key}": value for key, value in inputs.items()}
         for name, column in sorted(columns.items()):
@@ -270,6 +280,8 @@ def collate(samples: Sequence[Sample], *, pad_token_id: int) -> Batch:
     )
     if len(samples[0].told_ids):
         batch["told_ids"] = torch.from_numpy(told_ids)
+    if any(sample.kept for sample in samples):
+        batch["kept"] = torch.tensor([sample.kept for sample in samples])
     return batch
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -20,6 +20,7 @@ from calm_graph.model.cache import ComposedCache
 from calm_graph.model.config import CalmGraphConfig
 from calm_graph.model.generation import ComposedGeneration
 from calm_graph.model.inputs import check_ids
+from calm_graph.model.losses import divergence, next_token, supervised_positions
 from calm_graph.model.pretrained import PretrainedMixin
 from calm_graph.model.scales import Scale
 from calm_graph.model.stored import StoredStates
@@ -28,6 +29,9 @@ from calm_graph.model.told import differences
 from calm_graph.plan.parts import Plan
 from registry import ModelCard
 from registry.layouts import LAYOUTS, blocks
+
+
+_BY_ROW = ("input_ids", "attention_mask", "position_ids")
 
 
 class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -175,6 +179,7 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
         stored_states: Mapping[str, StoredStates] | None = None,
         told_ids: torch.Tensor | None = None,
         told_layer: int | None = None,
+        kept: torch.Tensor | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -199,6 +204,8 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
                 of all real tokens are from those that the anchor alone has over these; labels are not looked at, and
                 nothing above `told_layer` runs. Not together with a cache.
             told_layer: The anchor's layer after which states are compared.
+            kept: bool [B], with labels: rows whose loss is how far the distributions at supervised positions are from
+                those of the anchor alone, in nats, and not their labels' cross-entropy. None: no row.
             num_items_in_batch: Divide the summed loss by this instead of by the number of supervised tokens (with
                 `told_ids`, of real ones).
             kwargs: Further arguments of the anchor's forward.
@@ -239,7 +246,7 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
             self.graph.push(request, tokens)
         writes = self.graph.writes(self.plan.anchor.name, request, clock_BT=tokens.index_BT, index_BT=tokens.index_BT)
 
-        positions = None if labels is None or told_ids is not None else _supervised_positions(labels)
+        positions = None if labels is None or told_ids is not None else supervised_positions(labels)
         arguments = {
             **kwargs,
             "input_ids": input_ids,
@@ -264,8 +271,29 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
         if labels is None or positions is None:
             return CausalLMOutputWithPast(logits=output.logits, past_key_values=cache)
         (logits_KV,), (rows_K, columns_K) = output.logits, positions
-        loss = _loss(logits_KV, labels[rows_K, columns_K + 1], num_items_in_batch)
+        targets_K = labels[rows_K, columns_K + 1]
+        if kept is None or not kept.any():
+            total = next_token(logits_KV, targets_K)
+        else:
+            kept_K = kept[rows_K]
+            alone_KV = self._logits_alone(arguments, labels, kept, start=start)
+            total = next_token(logits_KV[~kept_K], targets_K[~kept_K]) + divergence(logits_KV[kept_K], alone_KV)
+        loss = total / (len(targets_K) if num_items_in_batch is None else num_items_in_batch)
         return CausalLMOutputWithPast(loss=loss, logits=logits_KV, past_key_values=cache)
+
+    @torch.no_grad()
+    def _logits_alone(
+        self, arguments: Mapping[str, Any], labels: torch.Tensor, rows: torch.Tensor, *, start: Start | None
+    ) -> torch.Tensor:
+        """Run the anchor without augmenters on some rows, bool [B]; float [K, V], of their supervised positions."""
+        some = {
+            name: value[rows] if name in _BY_ROW and value is not None else value for name, value in arguments.items()
+        }
+        if start is not None:
+            start = replace(start, states=start.states[rows])
+        with during(BlockCall(start=start, positions=supervised_positions(labels[rows]))):
+            (logits_KV,) = self.anchor(**some).logits
+        return cast(torch.Tensor, logits_KV)
 
     def _states_after(
         self,
@@ -347,16 +375,3 @@ def _prompt_lengths(tokens: AnchorTokens, labels: torch.Tensor | None) -> torch.
         return torch.zeros(len(tokens.ids_BT), dtype=torch.int64, device=tokens.ids_BT.device)
     before_first_label_BT = (labels != -100).long().cumsum(dim=1) == 0
     return (before_first_label_BT & tokens.real_BT).sum(dim=1)
-
-
-def _supervised_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and columns of the positions whose next token is a label."""
-    rows_K, columns_K = (labels[:, 1:] != -100).nonzero(as_tuple=True)
-    if len(rows_K) == 0:
-        raise InputError("labels: every label is -100, so there is nothing to learn from this batch")
-    return rows_K, columns_K
-
-
-def _loss(logits_KV: torch.Tensor, targets_K: torch.Tensor, count: int | torch.Tensor | None) -> torch.Tensor:
-    total = F.cross_entropy(logits_KV.float(), targets_K, reduction="sum")
-    return total / (len(targets_K) if count is None else count)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from calm_graph.data.columns import Columns
 from calm_graph.data.load import load_dataset
@@ -11,7 +16,7 @@ from calm_graph.data.sources import Rows
 from calm_graph.declare.composition import Composition
 from calm_graph.declare.description import read_description
 from calm_graph.declare.settings import TrainSettings
-from calm_graph.errors import TrainingError
+from calm_graph.errors import CheckpointError, TrainingError
 from calm_graph.interrupts import stop_on_signals
 from calm_graph.model.checkpoint import put_tensors, read_tensors, trained_tensors
 from calm_graph.model.composed import ComposedModel
@@ -49,11 +54,12 @@ def fit(
     *,
     data: Rows,
     eval_data: Rows | None = None,
+    keep: Rows | None = None,
     columns: Columns | None = None,
     out: str | Path | None = None,
     settings: TrainSettings | None = None,
     resume: bool = False,
-    start: str | Path | None = None,
+    start: str | Path | Sequence[str | Path] | None = None,
     states: str | Path | None = None,
     registry: Registry | None = None,
     show: Show = "auto",
@@ -69,6 +75,9 @@ def fit(
             `gs://`); `hf:NAME:SPLIT`; several of these; a `datasets.Dataset`; a `ray.data.Dataset`; or a list of rows.
         eval_data: Held-out rows, likewise. With them the checkpoint is that of the best evaluation, else that of the
             last step.
+        keep: Rows, likewise, over which the composition should go on saying what its anchor alone says, against
+            forgetting: they are trained on together with the others, each of their predicted tokens by the anchor's
+            own distribution.
         columns: Key of a row -> the column of the data that holds it, as in `{"prompt": "question", "completion":
             "answer"}`; None: each is under its own name.
         out: The folder of the run, shared by all nodes of a cluster, or an address in a bucket such as
@@ -76,7 +85,8 @@ def fit(
         settings: None takes every default.
         resume: Go on from the last state in `out`; without one, begin.
         start: Folder of a checkpoint of the same composition, whose attachments are trained further, as in a second
-            stage; None: fresh ones, or the model's.
+            stage; or folders of compositions of this anchor, each with some of the augmenters, that have all of this
+            one's attachments together; None: fresh ones, or the model's.
         states: Folder of cached states (`precompute`): augmenters neither run nor are loaded. It must cover all rows.
         registry: Where the composition's names are looked up; None is the default registry.
         show: Progress as a bar on a terminal and lines elsewhere (`auto`), as lines (`plain`), or not at all (`none`).
@@ -100,6 +110,8 @@ def fit(
     plan = model.plan if model else make_plan(composition_or_model, registry=registry)  # type: ignore[arg-type]
     folder = _folder(out if out is not None else Path("runs") / plan.composition.name)
     _check_told(plan, settings)
+    if keep is not None and (settings.told_layer is not None or settings.sharding != "none"):
+        raise TrainingError("keep: rows are kept where answers are trained (no told_layer) and with sharding='none'")
     folder.check(settings, resume=resume)
     device = find_device(settings.device)
     if settings.num_workers:
@@ -110,9 +122,10 @@ def fit(
         registry = default_registry
     if model:
         registry = Registry([*model.checkpoints])
-    first = None if start is None else read_tensors(Path(start), read_description(Path(start)))
+    starts = [] if start is None else [start] if isinstance(start, (str, Path)) else list(start)
+    first = _tensors_of(starts) if starts else None
     if model and first is not None:
-        put_tensors(model, first, where=str(start))
+        put_tensors(model, first, where=", ".join(map(str, starts)))
     store = None if states is None else open_states(states, composition_or_model, registry=registry)
     tokenizer = model.tokenizer if model else load_tokenizer(plan.anchor.card)
     limit = longest_sample(plan, settings)
@@ -130,6 +143,10 @@ def fit(
         return found if store is None else store.join(found, rows)
 
     dataset = load(data, told=settings.told_layer is not None)
+    if keep is not None:
+        kept = load(keep)
+        kept = replace(kept, kept=np.ones(len(kept), np.bool_))
+        dataset = replace(Dataset.joined([dataset, kept]), states_of=dataset.states_of)
     held_out = load(eval_data) if eval_data is not None else None
     folder.open(settings)
     job = Job(
@@ -160,6 +177,20 @@ def fit(
     if model and settings.num_workers and (state := folder.last_state()):
         model.load_composition_weights(state)
     return result
+
+
+def _tensors_of(starts: Sequence[str | Path]) -> dict[str, torch.Tensor]:
+    """Read the trained tensors of checkpoints that have no attachment in common."""
+    tensors: dict[str, torch.Tensor] = {}
+    for folder in map(Path, starts):
+        found = read_tensors(folder, read_description(folder))
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise CheckpointError(
+                f"start: {folder} has {twice[0]}, which one before it has too; of the checkpoints to start from, each "
+                "has other attachments"
+            )
+        tensors |= found
+    return tensors
 
 
 def _check_told(plan: Plan, settings: TrainSettings) -> None:

@@ -355,6 +355,23 @@ def test_a_second_stage_starts_from_a_checkpoint(train_zoo: Zoo, make_model: Mak
         )
 
 
+def test_a_composition_starts_from_those_of_its_augmenters(train_zoo: Zoo, tmp_path: Path) -> None:
+    parts = {name: Augmenter(name, attach=every(2)) for name in ("same", "other")}
+    for name, part in parts.items():
+        run(train_zoo.compose(part, trained=False), tmp_path / name, quick())
+    both = train_zoo.compose(*parts.values(), trained=False)
+    starts = [tmp_path / name for name in parts]
+    # A rate of nearly zero: what comes out is what went in.
+    run(both, tmp_path / "both", quick(max_steps=1, learning_rate=1e-12), start=starts)
+    for folder in starts:
+        single = weights(ComposedModel.from_pretrained(folder, registry=train_zoo.registry))
+        torch.testing.assert_close({name: weights(both)[name] for name in single}, single)
+    with pytest.raises(CheckpointError, match=r"start: .*same has .*, which one before it has too"):
+        run(both, tmp_path / "twice", quick(), start=[*starts, tmp_path / "same"])
+    with pytest.raises(CheckpointError, match=r"same: does not fit this composition: it lacks other@"):
+        run(both, tmp_path / "half", quick(), start=tmp_path / "same")
+
+
 def test_what_training_cannot_start_from_is_named(train_zoo: Zoo, make_model: MakeModel, tmp_path: Path) -> None:
     run(train_zoo.compose(Augmenter("same", attach=every(2)), trained=False), tmp_path / "other", quick(max_steps=1))
     for start, message in (("other", "does not fit this composition"), ("nothing", "nothing: ")):
