@@ -12,16 +12,18 @@ from pathlib import Path
 
 import torch
 
-from calm_graph.errors import CalmGraphError
+from calm_graph.errors import CalmGraphError, InputError
 from registry import registry
 from registry.weights import load_causal_lm, load_tokenizer
 
 PROMPT = "Instruction: {instruction}\nAnswer:"
-# Longer than any system prompt; what stands there instead of a user's words is cut off with all that follows it.
+# Stands for a user's words in the chat template, and shows where they begin.
 _MARK = "@@@@"
 
 
-def own_words(name: str, *, count: int, max_tokens: int, batch_size: int = 64, seed: int = 0) -> Iterator[dict[str, str]]:
+def own_words(
+    name: str, *, count: int, max_tokens: int, batch_size: int = 64, seed: int = 0
+) -> Iterator[dict[str, str]]:
     """Sample instructions and answers.
 
     Args:
@@ -33,9 +35,15 @@ def own_words(name: str, *, count: int, max_tokens: int, batch_size: int = 64, s
 
     Yields:
         `{"prompt", "completion"}` rows; instructions that came out empty or unfinished are left out.
+
+    Raises:
+        InputError: The model is not one to chat with.
     """
     card = registry.get(name)
-    tokenizer, model = load_tokenizer(card), load_causal_lm(card, dtype=torch.float32)
+    tokenizer = load_tokenizer(card)
+    if not tokenizer.chat_template:
+        raise InputError(f"model: got {name!r}, which has no chat template; name one that was trained to chat")
+    model = load_causal_lm(card, dtype=torch.float32)
     tokenizer.padding_side = "left"
     turn = str(tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False)).split(_MARK)[0]
     torch.manual_seed(seed)

@@ -13,8 +13,8 @@ if __name__ == "__main__":
         {"gsm8k": gsm8k.model_copy(update={"dev": gsm8k.train})},
         example="maths",
         doc=__doc__,
-        max_tokens=224,
-        num_train=7000,
+        max_tokens=160,
+        num_train=4000,
         num_dev=64,
         anchor=composition.anchor,
     )

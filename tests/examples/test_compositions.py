@@ -12,6 +12,7 @@ from calm_graph.plan.graph import make_plan
 from examples.code.composition import composition as code
 from examples.low_resource.composition import composition as low_resource
 from examples.low_resource.data import ENGLISH
+from examples.maths.composition import composition as maths
 from examples.multi.composition import composition as multi
 from examples.rows import write_rows
 from registry import registry
@@ -22,6 +23,11 @@ def test_two_single_compositions_are_parts_of_the_double_one() -> None:
     assert {plan.anchor.card.name for plan in plans} == {"smollm2-135m-instruct"}
     single = [found.key for plan in plans[:2] for found in plan.attachments]
     assert sorted(found.key for found in plans[2].attachments) == sorted(single)
+
+
+def test_maths_reads_languages() -> None:
+    plan = make_plan(maths, registry=registry)
+    assert plan.anchor.card.name == "qwen2.5-coder-0.5b" and len(plan.attachments) == 4
 
 
 def test_plain_english_has_a_prompt_as_every_row_of_a_file_with_prompts_must() -> None:
@@ -55,3 +61,19 @@ def test_rows_are_short_always_the_same_and_answers_are_used_again_last(tmp_path
     answers = [json.loads(line)["completion"] for line in lines]
     assert len(set(answers)) == 20, "14 are new in the longer task, so two of its 16 are the other's again"
     assert (tmp_path / "one/dev.jsonl").read_text() == "", "the tasks name no rows to choose on"
+
+
+@pytest.mark.realmodels
+def test_rows_to_choose_on_are_not_trained_on(tmp_path: Path) -> None:
+    task = _task("all", [{"src": f"word {number}", "en": str(number)} for number in range(12)], tmp_path)
+    write_rows(
+        tmp_path,
+        {"all": task.model_copy(update={"dev": task.train})},
+        anchor="smollm2-135m-instruct",
+        max_tokens=30,
+        num_train=12,
+        num_dev=5,
+        folder=tmp_path,
+    )
+    dev, train = ((tmp_path / f"{split}.jsonl").read_text().splitlines() for split in ("dev", "train"))
+    assert len(dev) == 5 and len(train) == 7 and not {*dev} & {*train}
