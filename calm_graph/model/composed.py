@@ -30,7 +30,6 @@ from calm_graph.plan.parts import Plan
 from registry import ModelCard
 from registry.layouts import LAYOUTS, blocks
 
-
 _BY_ROW = ("input_ids", "attention_mask", "position_ids")
 
 
