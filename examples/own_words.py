@@ -9,6 +9,7 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,7 +44,7 @@ def own_words(
     tokenizer = load_tokenizer(card)
     if not tokenizer.chat_template:
         raise InputError(f"model: got {name!r}, which has no chat template; name one that was trained to chat")
-    model = load_causal_lm(card, dtype=torch.float32)
+    model: Any = load_causal_lm(card, dtype=torch.float32)
     tokenizer.padding_side = "left"
     turn = str(tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False)).split(_MARK)[0]
     torch.manual_seed(seed)
@@ -78,7 +79,7 @@ def main() -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with args.out.open("w", encoding="utf-8") as file:
             for number, row in enumerate(own_words(args.model, count=args.count, max_tokens=args.max_tokens), start=1):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                print(json.dumps(row, ensure_ascii=False), file=file, flush=True)
                 if number % 50 == 0:
                     print(f"{number} rows", flush=True)
     except CalmGraphError as error:
