@@ -45,12 +45,15 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def run(zoo: Zoo, out: Path, *, resume: bool = False, eval_data: Any = None, **changes: Any) -> TrainResult:
+def run(
+    zoo: Zoo, out: Path, *, resume: bool = False, eval_data: Any = None, keep: Any = None, **changes: Any
+) -> TrainResult:
     settings = quick(**{"batch_size": 7, "cpus_per_worker": 1, **changes})
     return fit(
         COMPOSITION,
         data=ROWS,
         eval_data=eval_data,
+        keep=keep,
         out=out,
         settings=settings,
         registry=zoo.registry,
@@ -108,8 +111,8 @@ def reached(out: Path, step: int) -> bool:
 
 
 def test_two_workers_do_the_steps_of_one_process(cluster: None, train_zoo: Zoo, tmp_path: Path) -> None:
-    """7 samples for 2 workers in 3 pieces, and an epoch's last batch of 6: nothing divides evenly."""
-    settings = {"max_steps": 20, "gradient_accumulation_steps": 3, "checkpoint_every_steps": 10}
+    """7 samples for 2 workers in 3 pieces, and an epoch ends with 3: nothing divides evenly, kept rows neither."""
+    settings = {"max_steps": 20, "gradient_accumulation_steps": 3, "checkpoint_every_steps": 10, "keep": ROWS[:4]}
     run(train_zoo, tmp_path / "one", **settings)
     run(train_zoo, tmp_path / "two", num_workers=2, **settings)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
