@@ -204,7 +204,7 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
                 nothing above `told_layer` runs. Not together with a cache.
             told_layer: The anchor's layer after which states are compared.
             kept: bool [B], with labels: rows whose loss is how far the distributions at supervised positions are from
-                those of the anchor alone, in nats, and not their labels' cross-entropy. None: no row.
+                those of the anchor alone, in nats, and not their labels' cross-entropy. Not together with a cache.
             num_items_in_batch: Divide the summed loss by this instead of by the number of supervised tokens (with
                 `told_ids`, of real ones).
             kwargs: Further arguments of the anchor's forward.
@@ -225,6 +225,8 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
             )
         if (told_ids is None) != (told_layer is None) or (told_ids is not None and cache is not None):
             raise InputError("told_ids: they need told_layer, and whole texts, so there can be no past_key_values")
+        if cache is not None and kept is not None:
+            raise InputError("kept: the anchor alone has no cache of its own, so there can be no past_key_values")
         if cache is not None and stored_states is not None:
             raise InputError("stored_states: they are those of whole texts, so there can be no past_key_values")
         if labels is not None and labels.shape != input_ids.shape:

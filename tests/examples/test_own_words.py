@@ -11,10 +11,10 @@ pytestmark = pytest.mark.realmodels
 
 
 def test_instructions_and_their_answers_are_drawn() -> None:
-    first, second = (list(own_words("smollm2-135m-instruct", count=3, max_tokens=24, batch_size=8)) for _ in range(2))
-    assert first == second and len({row["prompt"] for row in first}) == 3
+    rows = list(own_words("smollm2-135m-instruct", count=2, max_tokens=32, batch_size=8))
+    assert len({row["prompt"] for row in rows}) == 2
     start, end = PROMPT.split("{instruction}")
-    for row in first:
+    for row in rows:
         assert row["prompt"].startswith(start) and row["prompt"].endswith(end) and row["completion"].strip()
         assert "<|im_" not in row["prompt"] + row["completion"]
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from calm_graph.data.load import load_dataset
 from calm_graph.data.samples import Dataset
 from calm_graph.data.storage import open_dataset, save_dataset
-from calm_graph.errors import TrainingError
+from calm_graph.errors import InputError, TrainingError
 from calm_graph.model.composed import ComposedModel
 from calm_graph.states.precompute import precompute
 from calm_graph.states.store import open_states
@@ -108,6 +108,12 @@ def test_a_run_learns_the_answers_and_keeps_what_the_anchor_says(
         losses.append(result.metrics["eval_loss"])
     assert distances[1] < distances[0] / 2
     assert losses[1] < losses[0] * 1.2
+
+
+def test_a_cache_belongs_to_the_composition(make_model: MakeModel) -> None:
+    model = make_model()
+    with pytest.raises(InputError, match="kept: the anchor alone has no cache"):
+        model(**load(model, KEEP, kept=True).batch([0]), past_key_values=model.new_cache())
 
 
 @pytest.mark.parametrize("changes", [{"told_layer": 3}, {"sharding": "fsdp", "num_workers": 2}])
