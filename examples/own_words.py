@@ -38,7 +38,7 @@ def own_words(
         `{"prompt", "completion"}` rows; instructions that came out empty or unfinished are left out.
 
     Raises:
-        InputError: The model is not one to chat with.
+        InputError: The model is not one to chat with, or finishes no instruction within `max_tokens`.
     """
     card = registry.get(name)
     tokenizer = load_tokenizer(card)
@@ -60,6 +60,8 @@ def own_words(
     while written < count:
         instructions = [text.strip() for text in write([turn] * batch_size)]
         instructions = [text for text in instructions if 0 < len(tokenizer(text).input_ids) < max_tokens - 1]
+        if not instructions:
+            raise InputError(f"max_tokens: got {max_tokens}, but none of {batch_size} instructions ended; allow more")
         prompts = [PROMPT.format(instruction=text) for text in instructions]
         for prompt, answer in zip(prompts, write(prompts), strict=True):
             if answer.strip() and written < count:

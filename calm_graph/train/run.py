@@ -16,7 +16,7 @@ from calm_graph.data.sources import Rows
 from calm_graph.declare.composition import Composition
 from calm_graph.declare.description import read_description
 from calm_graph.declare.settings import TrainSettings
-from calm_graph.errors import CheckpointError, TrainingError
+from calm_graph.errors import CheckpointError, InputError, TrainingError
 from calm_graph.interrupts import stop_on_signals
 from calm_graph.model.checkpoint import put_tensors, read_tensors, trained_tensors
 from calm_graph.model.composed import ComposedModel
@@ -145,6 +145,8 @@ def fit(
     dataset = load(data, told=settings.told_layer is not None)
     if keep is not None:
         kept = load(keep)
+        if (found := _input_shapes(kept)) != (expected := _input_shapes(dataset)):
+            raise InputError(f"keep: its rows have the augmenter_inputs {found}, but those of data are {expected}")
         kept = replace(kept, kept=np.ones(len(kept), np.bool_))
         dataset = replace(Dataset.joined([dataset, kept]), states_of=dataset.states_of)
     held_out = load(eval_data) if eval_data is not None else None
@@ -177,6 +179,15 @@ def fit(
     if model and settings.num_workers and (state := folder.last_state()):
         model.load_composition_weights(state)
     return result
+
+
+def _input_shapes(dataset: Dataset) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each of one sample's inputs."""
+    return {
+        f"{name}.{key}": value.shape[1:]
+        for name, inputs in dataset.augmenter_inputs.items()
+        for key, value in inputs.items()
+    }
 
 
 def _tensors_of(starts: Sequence[str | Path]) -> dict[str, torch.Tensor]:

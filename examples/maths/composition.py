@@ -10,7 +10,7 @@ composition = Composition(
     augmenters=[
         Augmenter(
             "gemma3-270m",
-            # What a question means, for the anchor's middle; not Gemma's end, which is about its own next word.
+            # From Gemma's middle on, where a question has been understood, into the anchor's first three quarters.
             attach=at(anchor_layers=[3, 8, 13, 18], augmenter_layers=[9, 12, 15, 17]),
             reading="stream",
             positions="distance",

@@ -116,6 +116,12 @@ def test_a_cache_belongs_to_the_composition(make_model: MakeModel) -> None:
         model(**load(model, KEEP, kept=True).batch([0]), past_key_values=model.new_cache())
 
 
+def test_rows_of_one_batch_have_the_same_inputs(make_model: MakeModel, tmp_path: Path) -> None:
+    keep = [{**KEEP[0], "augmenter_inputs": {"eye": {"pixels": [0.5, 1.0]}}}]
+    with pytest.raises(InputError, match=r"keep: its rows have the augmenter_inputs .*eye.pixels.*data are {}"):
+        fit(make_model(), data=ROWS, keep=keep, out=tmp_path, settings=quick(), show="none")
+
+
 @pytest.mark.parametrize("changes", [{"told_layer": 3}, {"sharding": "fsdp", "num_workers": 2}])
 def test_where_rows_cannot_be_kept(make_model: MakeModel, tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(TrainingError, match="keep: rows are kept where answers are trained"):
