@@ -15,6 +15,7 @@ import torch
 
 from calm_graph.errors import CalmGraphError, InputError
 from registry import registry
+from registry.errors import RegistryError
 from registry.weights import load_causal_lm, load_tokenizer
 
 PROMPT = "Instruction: {instruction}\nAnswer:"
@@ -84,7 +85,7 @@ def main() -> None:
                 print(json.dumps(row, ensure_ascii=False), file=file, flush=True)
                 if number % 50 == 0:
                     print(f"{number} rows", flush=True)
-    except CalmGraphError as error:
+    except (CalmGraphError, RegistryError) as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
 
 
