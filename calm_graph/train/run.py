@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from calm_graph.data.columns import Columns
-from calm_graph.data.load import load_dataset
-from calm_graph.data.samples import Dataset
 from calm_graph.data.sources import Rows
 from calm_graph.declare.composition import Composition
 from calm_graph.declare.description import read_description
 from calm_graph.declare.settings import TrainSettings
-from calm_graph.errors import CheckpointError, InputError, TrainingError
+from calm_graph.errors import CheckpointError
 from calm_graph.interrupts import stop_on_signals
 from calm_graph.model.checkpoint import put_tensors, read_tensors, trained_tensors
 from calm_graph.model.composed import ComposedModel
 from calm_graph.plan.graph import make_plan
-from calm_graph.plan.parts import Plan
 from calm_graph.states.store import open_states
 from calm_graph.train.folder import RunFolder
 from calm_graph.train.job import Job, find_device
 from calm_graph.train.loop import TrainResult
 from calm_graph.train.progress import Show, make_reporter
+from calm_graph.train.rows import check_settings, load_rows
 from calm_graph.train.workers import Workers
 from registry import Registry
 from registry import registry as default_registry
@@ -104,14 +100,10 @@ def fit(
         StatesError: The cached states are not those of the composition and the rows.
     """
     settings = settings or TrainSettings()
-    if settings.patience is not None and eval_data is None:
-        raise TrainingError(f"patience is {settings.patience}, but without eval_data nothing is evaluated")
     model = composition_or_model if isinstance(composition_or_model, ComposedModel) else None
     plan = model.plan if model else make_plan(composition_or_model, registry=registry)  # type: ignore[arg-type]
     folder = _folder(out if out is not None else Path("runs") / plan.composition.name)
-    _check_told(plan, settings)
-    if keep is not None and (settings.told_layer is not None or settings.sharding != "none"):
-        raise TrainingError("keep: rows are kept where answers are trained (no told_layer) and with sharding='none'")
+    check_settings(plan, settings, evaluates=eval_data is not None, keeps=keep is not None)
     folder.check(settings, resume=resume)
     device = find_device(settings.device)
     if settings.num_workers:
@@ -127,29 +119,17 @@ def fit(
     if model and first is not None:
         put_tensors(model, first, where=", ".join(map(str, starts)))
     store = None if states is None else open_states(states, composition_or_model, registry=registry)
-    tokenizer = model.tokenizer if model else load_tokenizer(plan.anchor.card)
-    limit = longest_sample(plan, settings)
-
-    def load(rows: Rows, *, told: bool = False) -> Dataset:
-        found = load_dataset(
-            rows,
-            tokenizer,
-            max_length=limit,
-            long_rows=settings.long_rows,
-            columns=columns,
-            told=told,
-            show=show,
-        )
-        return found if store is None else store.join(found, rows)
-
-    dataset = load(data, told=settings.told_layer is not None)
-    if keep is not None:
-        kept = load(keep)
-        if (found := _input_shapes(kept)) != (expected := _input_shapes(dataset)):
-            raise InputError(f"keep: its rows have the augmenter_inputs {found}, but those of data are {expected}")
-        kept = replace(kept, kept=np.ones(len(kept), np.bool_))
-        dataset = replace(Dataset.joined([dataset, kept]), states_of=dataset.states_of)
-    held_out = load(eval_data) if eval_data is not None else None
+    dataset, held_out = load_rows(
+        data,
+        eval_data,
+        keep,
+        tokenizer=model.tokenizer if model else load_tokenizer(plan.anchor.card),
+        plan=plan,
+        settings=settings,
+        columns=columns,
+        store=store,
+        show=show,
+    )
     folder.open(settings)
     job = Job(
         plan=plan,
@@ -181,15 +161,6 @@ def fit(
     return result
 
 
-def _input_shapes(dataset: Dataset) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each of one sample's inputs."""
-    return {
-        f"{name}.{key}": value.shape[1:]
-        for name, inputs in dataset.augmenter_inputs.items()
-        for key, value in inputs.items()
-    }
-
-
 def _tensors_of(starts: Sequence[str | Path]) -> dict[str, torch.Tensor]:
     """Read the trained tensors of checkpoints that have no attachment in common."""
     tensors: dict[str, torch.Tensor] = {}
@@ -202,18 +173,6 @@ def _tensors_of(starts: Sequence[str | Path]) -> dict[str, torch.Tensor]:
             )
         tensors |= found
     return tensors
-
-
-def _check_told(plan: Plan, settings: TrainSettings) -> None:
-    layer, num_layers = settings.told_layer, plan.anchor.num_layers
-    if layer is None:
-        return
-    last = max(each.anchor_layer for each in plan.attachments if each.target == plan.anchor.name)
-    if not last <= layer < num_layers:
-        raise TrainingError(
-            f"settings.told_layer: got {layer}, but allowed are {last}..{num_layers - 1}: states are compared after "
-            f"the last attachment, at layer {last}"
-        )
 
 
 def _folder(out: str | Path) -> RunFolder:
@@ -229,21 +188,3 @@ def _how_to_resume(result: TrainResult, job: Job) -> str:
         f"interrupted at step {result.steps} of {job.settings.max_steps}; saved {job.folder.last_state()}. "
         "Resume with the same command and --resume, or fit(..., resume=True)"
     )
-
-
-def longest_sample(plan: Plan, settings: TrainSettings) -> int | None:
-    """Return the most tokens that a sample may have; None where nothing limits it.
-
-    Args:
-        plan: Of the composition.
-        settings: Of the run.
-
-    Raises:
-        TrainingError: `max_length` is beyond the anchor's context.
-    """
-    context: int | None = plan.anchor.card.context_length
-    if settings.max_length is not None and context is not None and settings.max_length > context:
-        raise TrainingError(f"settings.max_length: got {settings.max_length}, but the anchor's context is {context}")
-    # A sample above the budget would be a batch above the budget.
-    limits = (settings.max_length or context, settings.tokens_per_batch)
-    return min((limit for limit in limits if limit is not None), default=None)

@@ -35,6 +35,8 @@ def main() -> None:
         ("numeric", "numeric", asked),
         ("kv_arithmetic", "kv_arithmetic", asked),
         ("kv_arithmetic_seen", "kv_arithmetic", trained),
+        ("numeric_long", "numeric_long", asked),
+        ("kv_arithmetic_long", "kv_arithmetic_long", asked),
     ):
         write(args.out / "kv" / f"{name}.test.jsonl", test_rows(task, split=split, count=args.count, seed=args.seed))
     write(args.out / "kv/told.jsonl", told_rows(args.num_told, split=trained, seed=args.seed))

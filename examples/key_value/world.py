@@ -85,17 +85,32 @@ def keys(split: Split, *, seed: int = 0) -> list[str]:
     return sorted(shuffled[first:last])
 
 
-def expression(rng: random.Random, operands: Sequence[tuple[str, int]]) -> tuple[str, int]:
-    """Join operands by random signs."""
-    text, total = operands[0]
-    for word, value in operands[1:]:
-        sign = rng.choice("+-")
+def expression(
+    rng: random.Random, operands: Sequence[tuple[str, int]], *, has_product: bool = False
+) -> tuple[str, int]:
+    """Join operands by random plus and minus signs, one of them a multiplication sign where there is a product."""
+    signs = [rng.choice("+-") for _ in operands[1:]]
+    if has_product:
+        signs[rng.randrange(len(signs))] = "*"
+    text, first = operands[0]
+    terms = [first]
+    for sign, (word, value) in zip(signs, operands[1:], strict=True):
         text += f" {sign} {word}"
-        total += value if sign == "+" else -value
-    return text, total
+        if sign == "*":
+            terms[-1] *= value
+        else:
+            terms.append(value if sign == "+" else -value)
+    return text, sum(terms)
 
 
-def row(rng: random.Random, names: Sequence[str], *, num_operands: int, number_share: float = 0.0) -> Row:
+def row(
+    rng: random.Random,
+    names: Sequence[str],
+    *,
+    num_operands: int,
+    number_share: float = 0.0,
+    has_product: bool = False,
+) -> Row:
     """Draw an expression whose answer is not negative.
 
     Args:
@@ -103,6 +118,7 @@ def row(rng: random.Random, names: Sequence[str], *, num_operands: int, number_s
         names: Keys to draw from.
         num_operands: 1 asks for the value of a key.
         number_share: Share of operands that are numbers in place of keys.
+        has_product: Whether two of the operands are multiplied.
 
     Returns:
         Prompt and completion.
@@ -116,7 +132,7 @@ def row(rng: random.Random, names: Sequence[str], *, num_operands: int, number_s
             else:
                 key = names[rng.randrange(len(names))]
                 drawn.append((key, table()[key]))
-        text, total = expression(rng, drawn)
+        text, total = expression(rng, drawn, has_product=has_product)
         if total >= 0:
             return {"prompt": f"{EXAMPLE}{text} = ", "completion": str(total)}
 
@@ -127,9 +143,26 @@ def told(prompt: str) -> str:
 
 
 def test_rows(task: str, *, split: Split, count: int, seed: int = 0) -> list[Row]:
-    """Return the questions of one line of the paper's Table 1: `substitution`, `numeric` or `kv_arithmetic`."""
+    """Return the questions of a task.
+
+    Args:
+        task: `substitution`, `numeric` or `kv_arithmetic`, the lines of the paper's Table 1; or one of the last two
+            with `_long`: three to six operands, half of the expressions with a product.
+        split: Whose keys.
+        count: So many.
+        seed: Of the split and the rows.
+
+    Returns:
+        Prompt and completion.
+    """
     rng = random.Random(f"test/{task}/{split}/{seed}")
-    num_operands = 1 if task == "substitution" else 2
-    share = 1.0 if task == "numeric" else 0.0
+    kind = task.removesuffix("_long")
+    share = 1.0 if kind == "numeric" else 0.0
     names = keys(split, seed=seed)
+    if kind != task:
+        return [
+            row(rng, names, num_operands=3 + index % 4, number_share=share, has_product=index % 8 >= 4)
+            for index in range(count)
+        ]
+    num_operands = 1 if task == "substitution" else 2
     return [row(rng, names, num_operands=num_operands, number_share=share) for _ in range(count)]

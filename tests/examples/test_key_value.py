@@ -7,6 +7,7 @@ import random
 import pytest
 
 from calm_graph.data.load import load_dataset
+from examples.key_value import world
 from examples.key_value.questions import told_rows, training_rows
 from examples.key_value.world import ANCHOR, EXAMPLE, HIGHEST, LOWEST, NUM_KEYS, SEEN_SHARE, keys, row, table, told
 from registry import registry
@@ -52,3 +53,15 @@ def test_answers_are_right_and_never_negative() -> None:
         first, sign, second, _ = each["prompt"].splitlines()[1].split()
         value = table()[first] + (table()[second] if sign == "+" else -table()[second])
         assert value >= 0 and each["completion"] == str(value)
+
+
+def test_long_expressions_have_three_to_six_operands_and_half_of_them_a_product() -> None:
+    rows = world.test_rows("kv_arithmetic_long", split="unseen", count=80)
+    unseen = set(keys("unseen"))
+    counts = []
+    for each in rows:
+        words = each["prompt"].splitlines()[1].removesuffix(" = ").split()
+        counts.append((len(words[::2]), words.count("*")))
+        assert set(words[::2]) <= unseen
+        assert eval(told(each["prompt"]).splitlines()[1].removesuffix(" = ")) == int(each["completion"])
+    assert {count: counts.count(count) for count in counts} == {(n, p): 10 for n in (3, 4, 5, 6) for p in (0, 1)}

@@ -22,7 +22,8 @@ from calm_graph.evaluate.reports.results import split_rows
 from calm_graph.plan.graph import make_plan
 from calm_graph.train.loop import TrainResult
 from calm_graph.train.progress import Show
-from calm_graph.train.run import fit, longest_sample
+from calm_graph.train.rows import longest_sample
+from calm_graph.train.run import fit
 from registry import Registry
 from registry.weights import load_tokenizer
 

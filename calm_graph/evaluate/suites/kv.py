@@ -15,8 +15,11 @@ TASKS = (
     "kv_arithmetic_mixed",
     "substitution_seen",
     "kv_arithmetic_seen",
+    "numeric_long",
+    "kv_arithmetic_long",
 )
-"""Over keys that were not in training; `_mixed` has keys of several augmenters in a row, `_seen` those of training."""
+"""Over keys that were not in training; `_mixed` has keys of several augmenters in a row, `_seen` those of training,
+`_long` three to six operands and products."""
 
 
 def tasks() -> list[Task]:
