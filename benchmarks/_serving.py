@@ -18,7 +18,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import Literal
 
-from calm_graph.serve.load import Load, LoadResult, find_target, run_load
+from calm_graph.serve.load.client import find_target
+from calm_graph.serve.load.parts import Load, LoadResult
+from calm_graph.serve.load.run import run_load
 
 DEMO = Path(__file__).parents[1] / "examples" / "arithmetic" / "trained"
 _START_S = 300.0

@@ -14,7 +14,7 @@ from calm_graph.generate.engine import Engine
 from calm_graph.generate.models import load_models
 from calm_graph.generate.requests import GenerationRequest
 from calm_graph.generate.sampling import Sampling
-from calm_graph.serve.load import Load
+from calm_graph.serve.load.parts import Load
 
 BAR_PERCENT = 10.0
 NUM_TOGETHER = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks._serving import DEMO, load_average, serving
 from benchmarks.bar import Bar
-from calm_graph.serve.load import Load, LoadResult, Reply, percentile
+from calm_graph.serve.load.parts import Load, LoadResult, Reply, percentile
 
 BAR_RATIO = 0.8
 BAR_REFUSED_S = 0.1

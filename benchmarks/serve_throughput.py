@@ -14,7 +14,7 @@ import torch
 from benchmarks._serving import Server, load_average, ragged, real_pair, serving
 from benchmarks.bar import Bar
 from calm_graph.model.composed import ComposedModel
-from calm_graph.serve.load import Load
+from calm_graph.serve.load.parts import Load
 
 BAR_RATIO = 2.5
 BAR_OF_GENERATE = 0.85

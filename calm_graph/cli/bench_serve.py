@@ -15,7 +15,7 @@ from calm_graph.cli.common import Subparsers, add_command, add_json_argument, pr
 from calm_graph.errors import InputError
 
 if TYPE_CHECKING:
-    from calm_graph.serve.load import Load, LoadResult, Target
+    from calm_graph.serve.load.parts import Load, LoadResult, Target
 
 RESULT_FILE = "bench-serve.json"
 PLOT_FILE = "bench-serve.png"
@@ -78,8 +78,8 @@ def run(options: argparse.Namespace) -> int:
     """
     import asyncio
 
-    from calm_graph.serve.load import find_target
-    from calm_graph.serve.load_report import plot, print_table
+    from calm_graph.serve.load.client import find_target
+    from calm_graph.serve.load.report import plot, print_table
 
     loads = _loads(options)
     own_prompts = None if options.prompts is None else read_prompts(Path(options.prompts))
@@ -148,7 +148,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def _loads(options: argparse.Namespace) -> list[Load]:
-    from calm_graph.serve.load import Load
+    from calm_graph.serve.load.parts import Load
 
     min_tokens = options.max_tokens if options.min_tokens is None else options.min_tokens
     common = {"max_tokens": options.max_tokens, "min_tokens": min_tokens, "seed": options.seed}
@@ -170,8 +170,8 @@ def _measure(target: Target, loads: list[Load], own_prompts: list[str] | None) -
     import asyncio
 
     from calm_graph.interrupts import stop_on_signals
-    from calm_graph.serve.load import ragged_prompts, run_load
-    from calm_graph.serve.load_report import watching
+    from calm_graph.serve.load.report import watching
+    from calm_graph.serve.load.run import ragged_prompts, run_load
 
     results: list[LoadResult] = []
     with stop_on_signals() as stop, watching() as watch:

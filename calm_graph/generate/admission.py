@@ -152,11 +152,11 @@ class Admission:
             return None
         model = self.models[request.composition]
         graph = model.graph
-        if not graph.is_needed(scales):
+        if not graph.edges.is_needed(scales):
             return None
         tokens = model.anchor_tokens(torch.tensor([request.prompt_ids], device=self._device), None)
         new = graph.new_request(keeps=True, closes_prompt=closes_prompt)
-        with graph.scaled(scales):
+        with graph.edges.scaled(scales):
             graph.begin(
                 new,
                 tokens,

@@ -56,7 +56,7 @@ class Group:
             values = [scales[name] for scales in self.scales]
             same = all(value == values[0] for value in values)
             factors[name] = values[0] if same else torch.tensor(values)
-        with self.graph.scaled(factors):
+        with self.graph.edges.scaled(factors):
             yield
 
     def take_reads(self) -> None:
@@ -76,9 +76,7 @@ class Group:
             What the attachments then add to the anchor's stream, by layer.
         """
         with self.scaled():
-            self.graph.push(self.request, tokens)
-            anchor = self.graph.plan.anchor.name
-            return self.graph.writes(anchor, self.request, clock_BT=tokens.index_BT, index_BT=tokens.index_BT)
+            return self.graph.push(self.request, tokens)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep (and repeat) rows."""

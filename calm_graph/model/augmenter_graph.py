@@ -1,11 +1,9 @@
-"""Augmenters and attachments at work: run what is new, offer its states, write into the streams that read them."""
+"""The augmenters of a plan at work: run what is new, and offer its states to the edges that read them."""
 
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -15,21 +13,20 @@ from calm_graph.augmenters.ragged import RaggedCache
 from calm_graph.augmenters.taps import Write
 from calm_graph.errors import AugmenterUnavailableError, InputError
 from calm_graph.model.alignment import Reader
-from calm_graph.model.attachment import Attachment
+from calm_graph.model.edges import Edges
 from calm_graph.model.inputs import check_prompt
-from calm_graph.model.request import EdgeContext, Pending, Request
-from calm_graph.model.scales import Scale, is_off, keyword, scale_in_force, scales_in_force
+from calm_graph.model.request import Pending, Request
+from calm_graph.model.scales import is_off
 from calm_graph.model.stored import StoredStates
 from calm_graph.model.timing import note_run, timed_run
 from calm_graph.model.tokens import AnchorTokens, Tokens
-from calm_graph.model.writes import note_write
-from calm_graph.plan.parts import Edge, Plan, PlannedRun
+from calm_graph.plan.parts import Plan, PlannedRun
 
 AugmenterInputs = Mapping[str, Mapping[str, torch.Tensor]]
 
 
 class AugmenterGraph(nn.Module):
-    """The augmenters of a plan and every attachment, into the anchor and between augmenters.
+    """The augmenters of a plan, and its edges.
 
     Args:
         plan: What runs, how deep, and what reads what.
@@ -45,26 +42,8 @@ class AugmenterGraph(nn.Module):
         self.plan = plan
         self.runs: tuple[PlannedRun, ...] = tuple(run for run in plan.runs if not run.is_anchor)
         self.backends = nn.ModuleDict({_backend_key(plan.run(name)): backend for name, backend in backends.items()})
-        self.attachments = nn.ModuleDict(
-            {
-                planned.key: Attachment(
-                    source_width=planned.source_width,
-                    target_width=planned.target_width,
-                    num_heads=planned.num_heads,
-                    head_dim=planned.head_dim,
-                    gate=planned.gate,
-                    positions=planned.positions,
-                    writes=planned.writes,
-                    first_token=planned.first_token,
-                )
-                for planned in plan.attachments
-            }
-        )
+        self.edges = Edges(plan)
         self._make_readers = dict(readers)
-        self._into: dict[str, tuple[Edge, ...]] = {run.name: tuple(plan.into(run.name)) for run in plan.runs}
-        self._out_of: dict[str, tuple[Edge, ...]] = {
-            run.name: tuple(edge for edge in plan.edges if edge.source == run.name) for run in self.runs
-        }
         self._differentiable = self._runs_with_gradients()
 
     def new_request(
@@ -101,31 +80,7 @@ class AugmenterGraph(nn.Module):
         """
         for run in self.runs if self.backends else ():
             self.backend(run.name).to(devices[run.name])
-        for edge in self.plan.edges:
-            for planned in edge.attachments:
-                self.attachments[planned.key].to(devices[edge.target])
-
-    @contextmanager
-    def scaled(self, scales: Mapping[str, Scale]) -> Iterator[None]:
-        """Scale augmenters inside the `with`, in this thread only.
-
-        Args:
-            scales: Augmenter name (or the name with underscores for dots and dashes) -> factor, or factors float [B].
-
-        Raises:
-            InputError: A name is not an augmenter of this composition.
-        """
-        known = {keyword(name): edge.source for edge in self.plan.edges for name in (edge.source, _declared(edge))}
-        for name in scales:
-            if keyword(name) not in known:
-                raise InputError(f"augmenters: got {name!r}, but the composition has {sorted(set(known.values()))}")
-        with scales_in_force(self, {known[keyword(name)]: scale for name, scale in scales.items()}):
-            yield
-
-    def is_needed(self, scales: Mapping[str, Scale]) -> bool:
-        """Whether any augmenter reaches the anchor with these factors."""
-        with self.scaled(scales):
-            return len(self._needed_runs()) > 1
+        self.edges.place(devices)
 
     def begin(
         self,
@@ -167,13 +122,20 @@ class AugmenterGraph(nn.Module):
         # Run with the first completion tokens, in one pass: without a cache a second pass would not know of the first.
         request.waiting = {name: reader.begin(prompt, texts) for name, reader in request.readers.items()}
         for name, (read, by_layer) in states.items():
-            self._offer(request, name, read, by_layer)
+            self.edges.offer(request, name, read, by_layer)
         # Last, so that a request that could not begin is still a fresh one.
         request.prompt_lengths_B = prompt_lengths
         request.last_index_B = prompt_lengths - 1
 
-    def push(self, request: Request, tokens: AnchorTokens) -> None:
+    def push(self, request: Request, tokens: AnchorTokens) -> dict[int, Write]:
         """Run the augmenters over what waits and the completion tokens among `tokens`, in the plan's order.
+
+        Args:
+            request: One that has begun.
+            tokens: New anchor tokens.
+
+        Returns:
+            What the attachments then add to the anchor's stream over these tokens, by layer.
 
         Raises:
             InputError: An augmenter with inputs of its own is on, but the request began without them.
@@ -185,6 +147,7 @@ class AugmenterGraph(nn.Module):
             request.withdraw(name, withdrawn_at_BR)
         self._run(request, {name: known for name, (known, _) in read.items()})
         request.last_index_B = torch.maximum(request.prompt_lengths_B - 1, tokens.index_BT.max(dim=1).values)
+        return self.edges.writes(self.plan.anchor.name, request, index_BT=tokens.index_BT)
 
     def start_reads(self, request: Request) -> None:
         """Ask the services of all augmenters that are on about the prompts that wait for them, together.
@@ -197,7 +160,7 @@ class AugmenterGraph(nn.Module):
         """
         if request.stored is not None:
             return
-        needed = self._needed_runs()
+        needed = self.edges.needed_runs()
         for run in self.runs:
             tokens = request.waiting.get(run.name)
             if run.name not in needed or tokens is None or len(tokens) == 0:
@@ -229,7 +192,7 @@ class AugmenterGraph(nn.Module):
                 request.skipped.add(name)
                 continue
             note_run(name, pending.tokens, began=pending.began)
-            self._offer(request, name, pending.tokens, states)
+            self.edges.offer(request, name, pending.tokens, states)
 
     def read_ahead(self, request: Request, num_tokens: int) -> int:
         """Run one augmenter over at most so many of the tokens that wait, so that a long prompt can be read in pieces.
@@ -243,11 +206,11 @@ class AugmenterGraph(nn.Module):
         Returns:
             Tokens that were run; 0 if nothing waits for an augmenter that is on.
         """
-        needed = self._needed_runs()
+        needed = self.edges.needed_runs()
         held = set(request.pending)
         for run in self.runs:
             waiting = request.waiting.get(run.name)
-            if any(edge.source in held for edge in self._into[run.name]):
+            if any(edge.source in held for edge in self.plan.into(run.name)):
                 held.add(run.name)
             if run.name not in needed or run.name in held or waiting is None or len(waiting) == 0:
                 continue
@@ -265,42 +228,8 @@ class AugmenterGraph(nn.Module):
             return len(first)
         return 0
 
-    def writes(
-        self, target: str, request: Request, *, clock_BT: torch.Tensor, index_BT: torch.Tensor
-    ) -> dict[int, Write]:
-        """What the attachments into one model add to its stream, by layer.
-
-        Args:
-            target: Run name.
-            request: With the contexts to attend to.
-            clock_BT: int64; position t sees the tokens whose threshold is at most its clock.
-            index_BT: int64, text index of the positions.
-        """
-        by_layer: dict[int, list[Write]] = defaultdict(list)
-        for edge in self._into[target]:
-            context = request.contexts.get((edge.source, edge.target))
-            scale = self._scale(edge)
-            if context is None or is_off(scale):
-                continue
-            # Once an edge, to where its attachments are: all that counts tokens is elsewhere if the models are.
-            device = next(self.attachments[edge.attachments[0].key].parameters()).device
-            visible_BTS = context.visible(clock_BT.to(device))
-            for planned in edge.attachments:
-                by_layer[planned.anchor_layer].append(
-                    _attending(
-                        planned.key,
-                        self.attachments[planned.key],
-                        *context.layers[planned.key],
-                        visible_BTS=visible_BTS,
-                        index_BT=index_BT.to(device),
-                        source_index_BS=context.index_BS.to(device),
-                        scale=scale,
-                    )
-                )
-        return {layer: _adding(terms) for layer, terms in by_layer.items()}
-
     def _run(self, request: Request, new: Mapping[str, Tokens]) -> None:
-        needed = self._needed_runs()
+        needed = self.edges.needed_runs()
         self.start_reads(request)
         self.take_reads(request, wait=True)
         offered = {source for source, _ in request.contexts}.union(request.kept or ())
@@ -325,9 +254,9 @@ class AugmenterGraph(nn.Module):
         """Run an augmenter over tokens and offer its states."""
         if request.stored is not None:
             if (read := self._stored(request.stored, run.name, tokens)) is not None:
-                self._offer(request, run.name, tokens, read)
+                self.edges.offer(request, run.name, tokens, read)
             return
-        writes = self.writes(run.name, request, clock_BT=tokens.known_at_BS, index_BT=tokens.index_BS)
+        writes = self.edges.writes(run.name, request, clock_BT=tokens.known_at_BS, index_BT=tokens.index_BS)
         differentiable = torch.is_grad_enabled() and run.name in self._differentiable
         with timed_run(run.name, tokens), torch.set_grad_enabled(differentiable):
             states = self.backend(run.name).read_tokens(
@@ -339,7 +268,7 @@ class AugmenterGraph(nn.Module):
                 cache=request.caches.get(run.name),
                 withdrawn_at_BS=tokens.withdrawn_at_BS if run.open_words == "read" else None,
             )
-        self._offer(request, run.name, tokens, states)
+        self.edges.offer(request, run.name, tokens, states)
 
     def _read_inputs(
         self, name: str, inputs: Mapping[str, torch.Tensor], *, num_rows: int
@@ -356,34 +285,10 @@ class AugmenterGraph(nn.Module):
             real_BS = mask.bool().to(device)
         return Tokens.always_known(real_BS), states
 
-    def _offer(self, request: Request, name: str, tokens: Tokens, states: Mapping[int, torch.Tensor]) -> None:
-        """Turn new states into keys and values for every edge out of a run; the states are not needed after that."""
-        if request.kept is not None:
-            request.kept[name] = (tokens, states)
-        for edge in self._out_of[name]:
-            into_anchor = edge.target == self.plan.anchor.name
-            if (into_anchor and request.kept is not None) or (not into_anchor and request.stored is not None):
-                continue
-            layers = {}
-            for planned in edge.attachments:
-                attachment = self.attachments[planned.key]
-                assert isinstance(attachment, Attachment)
-                layers[planned.key] = attachment.context(states[planned.augmenter_layer], tokens.index_BS)
-            is_open = edge.prompt_visibility == "full" and not request.closes_prompt
-            context = EdgeContext(
-                threshold_BS=tokens.thresholds(prompt_is_open=is_open),
-                known_at_BS=tokens.known_at_BS,
-                withdrawn_at_BS=tokens.withdrawn_at_BS,
-                index_BS=tokens.index_BS,
-                layers=layers,
-            )
-            earlier = request.contexts.get((edge.source, edge.target))
-            request.contexts[edge.source, edge.target] = earlier.then(context) if earlier else context
-
     def _stored(self, stored: Mapping[str, StoredStates], name: str, tokens: Tokens) -> dict[int, torch.Tensor] | None:
         """The stored states of the layers that the anchor reads of a run; None if only other augmenters read it."""
-        edges = [edge for edge in self._out_of[name] if edge.target == self.plan.anchor.name]
-        layers = {p.augmenter_layer for edge in edges if not is_off(self._scale(edge)) for p in edge.attachments}
+        edges = [edge for edge in self.plan.out_of(name) if edge.target == self.plan.anchor.name]
+        layers = {p.augmenter_layer for edge in edges if not is_off(self.edges.scale(edge)) for p in edge.attachments}
         if not layers:
             return None
         if name not in stored:
@@ -394,12 +299,12 @@ class AugmenterGraph(nn.Module):
 
     def _can_do_without(self, name: str, request: Request) -> bool:
         """Whether everything that reads a run may go on without it; training and stored states never do."""
-        skips = all(edge.if_unavailable == "skip" for edge in self._out_of[name])
+        skips = all(edge.if_unavailable == "skip" for edge in self.plan.out_of(name))
         return skips and not self.training and request.kept is None
 
     def _warn_of_unread_prompts(self) -> None:
         prompted = [run.name for run in self.runs if run.reading == "prompt" and run.name in self._make_readers]
-        idle = sorted(self._needed_runs().intersection(prompted))
+        idle = sorted(self.edges.needed_runs().intersection(prompted))
         if idle:
             warnings.warn(
                 f"augmenters {idle} read the prompt only, and no row has one, so they add nothing; "
@@ -409,28 +314,17 @@ class AugmenterGraph(nn.Module):
 
     def _check_inputs(self, given: AugmenterInputs) -> None:
         expected = {run.name for run in self.runs if run.name not in self._make_readers}
-        if set(given) - expected or (expected & self._needed_runs()) - set(given):
+        if set(given) - expected or (expected & self.edges.needed_runs()) - set(given):
             raise InputError(
                 f"augmenter_inputs: got {sorted(given)}, but the augmenters with inputs of their own are "
                 f"{sorted(expected)}; give each a mapping such as {{'pixel_values': tensor}}, or switch it off"
             )
 
-    def _scale(self, edge: Edge) -> Scale:
-        return scale_in_force(self, edge.source, default=edge.scale)
-
-    def _needed_runs(self) -> frozenset[str]:
-        """Runs whose states reach the anchor through edges that are on."""
-        needed = {self.plan.anchor.name}
-        for run in reversed(self.plan.runs):
-            if run.name in needed:
-                needed.update(edge.source for edge in self._into[run.name] if not is_off(self._scale(edge)))
-        return frozenset(needed)
-
     def _runs_with_gradients(self) -> frozenset[str]:
         """Runs that trained attachments write into, directly or further up."""
         found: set[str] = set()
         for run in self.plan.runs:
-            edges = self._into[run.name]
+            edges = self.plan.into(run.name)
             if any(edge.source in found or any(planned.trainable for planned in edge.attachments) for edge in edges):
                 found.add(run.name)
         return frozenset(found)
@@ -445,46 +339,3 @@ class AugmenterGraph(nn.Module):
 def _backend_key(run: PlannedRun) -> str:
     """The run's name, made unlike any method of `ModuleDict`, which refuses those: a model may be called `keys`."""
     return f"run:{run.module_key}"
-
-
-def _declared(edge: Edge) -> str:
-    """The name in the declaration: a further reading of a model runs as `composition/name`."""
-    return edge.source.rpartition("/")[2]
-
-
-def _attending(
-    key: str,
-    attachment: nn.Module,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    *,
-    visible_BTS: torch.Tensor,
-    index_BT: torch.Tensor,
-    source_index_BS: torch.Tensor,
-    scale: Scale,
-) -> Write:
-    def write(hidden_BTD: torch.Tensor) -> torch.Tensor:
-        out_BTD: torch.Tensor = attachment(
-            hidden_BTD,
-            keys=keys,
-            values=values,
-            visible_BTS=visible_BTS,
-            index_BT=index_BT,
-            source_index_BS=source_index_BS,
-        )
-        if isinstance(scale, torch.Tensor):
-            out_BTD = out_BTD * scale.to(out_BTD)[:, None, None]
-        elif scale != 1:
-            out_BTD = out_BTD * scale
-        note_write(key, out_BTD, hidden_BTD)
-        return out_BTD
-
-    return write
-
-
-def _adding(terms: list[Write]) -> Write:
-    def write(hidden_BTD: torch.Tensor) -> torch.Tensor:
-        added = [term(hidden_BTD) for term in terms]
-        return hidden_BTD + sum(added[1:], start=added[0])
-
-    return write

@@ -146,7 +146,7 @@ def build_graph(
         if seed is not None:
             torch.manual_seed(seed)
         graph = AugmenterGraph(plan, backends=backends, readers=text_readers(plan, tokenizer))
-    graph.attachments.to(attachment_dtype)
+    graph.edges.attachments.to(attachment_dtype)
     for name, card in checkpoints.items():
         _load_nested(graph, name, find_files(card))
     return graph
@@ -296,7 +296,7 @@ def _load_nested(graph: AugmenterGraph, checkpoint: str, folder: Path) -> None:
         f"{planned.checkpoint_key}.{parameter}": tensor
         for planned in graph.plan.attachments
         if planned.checkpoint == checkpoint
-        for parameter, tensor in graph.attachments[planned.key].state_dict().items()
+        for parameter, tensor in graph.edges.attachments[planned.key].state_dict().items()
     }
     copy_exactly(own, read_tensors(folder, read_description(folder)), where=str(folder))
 

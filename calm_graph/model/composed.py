@@ -88,7 +88,7 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
     @property
     def attachments(self) -> nn.ModuleDict:
         """The attachments by key: the only trainable part."""
-        return self.graph.attachments
+        return self.graph.edges.attachments
 
     def init_weights(self) -> None:
         """Do nothing: attachments initialise themselves, and transformers' pass would overwrite frozen weights."""
@@ -160,7 +160,7 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
         Yields:
             Nothing.
         """
-        with self.graph.scaled({**(scales or {}), **named}):
+        with self.graph.edges.scaled({**(scales or {}), **named}):
             yield
 
     def forward(
@@ -244,8 +244,7 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
                 inputs=augmenter_inputs or {},
             )
         with recomputing(self._recomputes and cache is None):
-            self.graph.push(request, tokens)
-        writes = self.graph.writes(self.plan.anchor.name, request, clock_BT=tokens.index_BT, index_BT=tokens.index_BT)
+            writes = self.graph.push(request, tokens)
 
         positions = None if labels is None or told_ids is not None else supervised_positions(labels)
         arguments = {

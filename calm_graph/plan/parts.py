@@ -196,6 +196,10 @@ class Plan:
         """Return the edges whose target is the run of this name."""
         return tuple(edge for edge in self.edges if edge.target == name)
 
+    def out_of(self, name: str) -> tuple[Edge, ...]:
+        """Return the edges whose source is the run of this name."""
+        return tuple(edge for edge in self.edges if edge.source == name)
+
     def __iter__(self) -> Iterator[PlannedRun]:
         return iter(self.runs)
 

@@ -70,7 +70,7 @@ def check_augmenter_matters_and_learns(model: ComposedModel, **inputs: dict[str,
     loss = model(**rows, labels=labels, **inputs).loss
     loss.backward()
     trainable = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    assert all(name.startswith("graph.attachments.") for name in trainable)
+    assert all(name.startswith("graph.edges.attachments.") for name in trainable)
     assert all(each.grad is not None and each.grad.isfinite().all() for each in trainable.values())
     assert any(each.grad.abs().sum() > 0 for each in trainable.values())
     with torch.no_grad(), model.augmenters(dict.fromkeys({edge.source for edge in model.plan.edges}, 0.0)):

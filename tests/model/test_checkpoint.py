@@ -90,7 +90,7 @@ def test_only_the_trained_parameters_are_in_the_file(zoo: Zoo, tmp_path: Path) -
     file = tmp_path / "composition.safetensors"
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     with safe_open(file, framework="pt") as opened:
-        assert {f"graph.attachments.{name}" for name in opened.keys()} == trained.keys()  # noqa: SIM118
+        assert {f"graph.edges.attachments.{name}" for name in opened.keys()} == trained.keys()  # noqa: SIM118
     num_bytes = sum(each.numel() * each.element_size() for each in trained.values())
     assert num_bytes <= file.stat().st_size <= 1.01 * num_bytes
 

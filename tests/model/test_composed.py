@@ -77,7 +77,7 @@ def frozen_bytes(model: ComposedModel) -> dict[str, bytes]:
     return {
         name: tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         for name, tensor in tensors
-        if not name.startswith("graph.attachments.")
+        if not name.startswith("graph.edges.attachments.")
     }
 
 
@@ -86,15 +86,17 @@ def test_exactly_the_attachments_are_trainable(zoo: Zoo) -> None:
     parts = ["gate", "key.weight", "output.weight", "project.weight", "query.weight", "source_norm.weight"]
     parts += ["target_norm.weight", "value.weight"]
     expected = {
-        f"graph.attachments.{key}.{part}" for key in ("other@1_to_anchor@1", "other@3_to_anchor@3") for part in parts
+        f"graph.edges.attachments.{key}.{part}"
+        for key in ("other@1_to_anchor@1", "other@3_to_anchor@3")
+        for part in parts
     }
     assert {name for name, each in model.named_parameters() if each.requires_grad} == expected
-    assert {name for name, _ in model.train().named_parameters() if name.startswith("graph.attach")} == expected
+    assert {name for name, _ in model.train().named_parameters() if name.startswith("graph.edges.")} == expected
 
 
 def test_attachments_of_a_saved_composition_stay_as_they_are(zoo: Zoo) -> None:
     model = compose(zoo, "nested-checkpoint")
-    trainable = {name.split(".")[2] for name, each in model.named_parameters() if each.requires_grad}
+    trainable = {name.split(".")[3] for name, each in model.named_parameters() if each.requires_grad}
     assert trainable == {"saved@1_to_anchor@1", "saved@3_to_anchor@3"}
     assert len(model.attachments) == 4
 

@@ -65,7 +65,7 @@ def test_states_cross_over_and_what_counts_tokens_does_not(zoo: Zoo, case: str) 
         }
         assert context.threshold_BS.device == context.known_at_BS.device == CPU
     index_BT = torch.arange(10).expand(2, -1)
-    writes = model.graph.writes("anchor", request, clock_BT=index_BT, index_BT=index_BT)
+    writes = model.graph.edges.writes("anchor", request, index_BT=index_BT)
     assert sorted(writes) == [1, 3]
     for write in writes.values():
         written = write(torch.empty(2, 10, 16, device="meta"))

@@ -16,7 +16,9 @@ from calm_graph.generate.engine_settings import EngineSettings
 from calm_graph.http.settings import HttpSettings
 from calm_graph.interrupts import StopRequest
 from calm_graph.model.composed import ComposedModel
-from calm_graph.serve.load import Load, LoadResult, Target, find_target, percentile, ragged_prompts, run_load
+from calm_graph.serve.load.client import find_target
+from calm_graph.serve.load.parts import Load, LoadResult, Target, percentile
+from calm_graph.serve.load.run import ragged_prompts, run_load
 from calm_graph.serve.local import LocalClient
 from tests.generate.conftest import answering as answering  # a fixture
 from tests.http.conftest import Served, serving

@@ -96,7 +96,7 @@ def test_only_the_anchor_and_the_attachments_are_in_memory(
         states=tmp_path / "states",
     )  # fmt: skip
     names = {name.partition(".")[0] + "." + name.split(".")[1] for name, _ in built[0].named_parameters()}
-    assert names <= {"anchor.model", "anchor.lm_head", "graph.attachments"}
+    assert names <= {"anchor.model", "anchor.lm_head", "graph.edges"}
     with pytest.raises(InputError, match="built without its augmenters' weights"):
         built[0](torch.tensor([[5, 6, 7]]))
 

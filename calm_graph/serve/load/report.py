@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from calm_graph.plan.tables import aligned
-from calm_graph.serve.load import Load, LoadResult, Reply
+from calm_graph.serve.load.parts import Load, LoadResult, Reply
 
 _HEADER = ("load", "answered", "tokens/s", "requests/s", "first token p50", "p95", "p99", "next p50", "p95", "p99", "")
 _BLUE, _ORANGE, _GREY = "#2f6db5", "#d9772b", "#8a8f98"
