@@ -58,6 +58,11 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def add_show_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --show, of commands that take long."""
+    parser.add_argument("--show", choices=("auto", "plain", "none"), default="auto", help="how progress is shown")
+
+
 def add_remote_argument(parser: argparse.ArgumentParser) -> None:
     """Add --remote."""
     parser.add_argument(

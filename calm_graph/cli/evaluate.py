@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calm_graph.cli.common import Subparsers, add_command, read_changes
+from calm_graph.cli.common import Subparsers, add_command, add_show_argument, read_changes
 from calm_graph.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--dtype", default="float32", help="of the frozen weights; default: float32")
     parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="prompts at the same time; default: 16")
     parser.add_argument("--seed", type=int, default=0, help="of examples, draws and intervals; default: 0")
-    parser.add_argument("--show", choices=("auto", "plain", "none"), default="auto", help="how progress is shown")
+    add_show_argument(parser)
     others = parser.add_argument_group("baselines, beside the systems")
     others.add_argument("--baselines", metavar="NAME,...", type=_names, default=(), help="`--list` shows them")
     others.add_argument(

@@ -12,6 +12,7 @@ from calm_graph.cli.common import (
     add_command,
     add_file_argument,
     add_json_argument,
+    add_show_argument,
     print_json,
     read_columns,
     read_plan,
@@ -60,6 +61,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--use-gpu", action="store_true", help="give each actor a GPU")
     parser.add_argument("--device", default="auto", metavar="X", help="default: a GPU when there is one")
     parser.add_argument("--dry-run", action="store_true", help="only count tokens, measure, and say what it will take")
+    add_show_argument(parser)
     add_json_argument(parser)
     parser.set_defaults(run=run)
 
@@ -91,6 +93,7 @@ def run(options: argparse.Namespace) -> int:
             use_gpu=options.use_gpu,
             device=options.device,
             dry_run=options.dry_run,
+            show=options.show,
         )
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted; the same command goes on from there", file=sys.stderr)

@@ -9,6 +9,7 @@ from calm_graph.cli.common import (
     add_command,
     add_file_argument,
     add_json_argument,
+    add_show_argument,
     print_json,
     read_plan,
 )
@@ -59,6 +60,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--set", dest="changes", action="append", default=[], metavar="NAME=VALUE", help="any setting of `train`"
     )
+    add_show_argument(parser)
     add_json_argument(parser)
     # The learning rate is one of the values to try, and each trial is one process.
     parser.set_defaults(run=run, learning_rate=None, num_workers=None, use_gpu=None)
@@ -96,6 +98,7 @@ def run(options: argparse.Namespace) -> int:
         cpus_per_trial=options.cpus_per_trial,
         gpus_per_trial=options.gpus_per_trial,
         resume=options.resume,
+        show=options.show,
     )
     if options.json:
         best = result.best.record() if result.best else None

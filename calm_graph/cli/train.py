@@ -11,6 +11,7 @@ from calm_graph.cli.common import (
     add_command,
     add_file_argument,
     add_json_argument,
+    add_show_argument,
     print_json,
     read_changes,
     read_columns,
@@ -81,6 +82,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--set", dest="changes", action="append", default=[], metavar="NAME=VALUE", help=f"any other setting: {names}"
     )
+    add_show_argument(parser)
     add_json_argument(parser)
     parser.set_defaults(run=run)
 
@@ -110,6 +112,7 @@ def run(options: argparse.Namespace) -> int:
             resume=options.resume,
             start=options.start,
             states=options.states,
+            show=options.show,
         )
     except TrainingInterrupted as error:
         print(error, file=sys.stderr)

@@ -68,8 +68,10 @@ def test_columns_of_parquet_files_are_named(workplace: Path, cards: Path, capsys
 def test_the_default_folder_is_named_after_the_composition_and_json_is_json(
     workplace: Path, cards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(command(cards, *QUICK, "--json")) == 0
-    result = json.loads(capsys.readouterr().out)
+    assert main(command(cards, *QUICK, "--json", "--show", "none")) == 0
+    output = capsys.readouterr()
+    assert "step" not in output.err
+    result = json.loads(output.out)
     assert (result["checkpoint"], result["stopped"], result["steps"]) == ("runs/prices", "finished", 4)
     assert result["metrics"]["loss"] > 0
 
