@@ -258,6 +258,11 @@ class Loop:
         )
         self.folder.publish()
 
+    def _measure(self) -> str:
+        if self.settings.told_layer is not None:
+            return "difference of states"
+        return "nats per token; of kept rows, from the anchor" if self.dataset.kept.any() else "nats per token"
+
     def _end(self, stopped: Stopped) -> TrainResult:
         state = self._state
         self.model.eval()  # type: ignore[no-untyped-call]
@@ -266,7 +271,7 @@ class Loop:
         if state.best_step is None:
             self.model.save_pretrained(self.folder.path)
         records = read_metrics(self.folder.metrics_file)
-        plot_loss(records, self.folder.plot_file)
+        plot_loss(records, self.folder.plot_file, measure=self._measure())
         plot_writes(records, self.model.plan.attachments, self.folder.writes_plot_file)
         result = TrainResult(self.folder.name, _summary(records, state), state.step, stopped)
         if stopped != "interrupted":

@@ -16,12 +16,13 @@ from calm_graph.plan.parts import PlannedAttachment
 _BLUE, _ORANGE, _GREY = "#2f6db5", "#d9772b", "#8a8f98"
 
 
-def plot_loss(records: Sequence[dict[str, Any]], path: Path) -> None:
+def plot_loss(records: Sequence[dict[str, Any]], path: Path, *, measure: str = "nats per token") -> None:
     """Draw the records of a metrics file.
 
     Args:
         records: Of training and of evaluation, in order.
         path: A PNG, replaced as a whole.
+        measure: What the training loss is, for its axis; that of evaluation is always in nats per token.
     """
     trained = [record for record in records if "loss" in record]
     evaluated = [record for record in records if "eval_loss" in record]
@@ -32,10 +33,11 @@ def plot_loss(records: Sequence[dict[str, Any]], path: Path) -> None:
     steps = [record["step"] for record in trained]
     losses = [record["loss"] for record in trained]
     upper.plot(steps, losses, color=_BLUE, alpha=0.3, linewidth=0.8)
-    upper.plot(steps, _smooth(losses), color=_BLUE, linewidth=1.6, label="training, smoothed")
+    upper.plot(steps, _smooth(losses), color=_BLUE, linewidth=1.6, label=f"training ({measure}), smoothed")
     if evaluated:
         points = ([record["step"] for record in evaluated], [record["eval_loss"] for record in evaluated])
-        upper.plot(*points, color=_ORANGE, marker="o", markersize=3.5, linewidth=1.2, label="evaluation")
+        label = "evaluation (nats per token)"
+        upper.plot(*points, color=_ORANGE, marker="o", markersize=3.5, linewidth=1.2, label=label)
         best = min(evaluated, key=lambda record: float(record["eval_loss"]))
         upper.annotate(
             f"{best['eval_loss']:.3f} at step {best['step']}",
@@ -46,7 +48,7 @@ def plot_loss(records: Sequence[dict[str, Any]], path: Path) -> None:
             fontsize=8,
             color=_ORANGE,
         )
-    upper.set_ylabel("loss (nats per token)")
+    upper.set_ylabel("loss")
     upper.legend(frameon=False, fontsize=8)
     lower.plot(steps, [record["learning_rate"] for record in trained], color=_GREY, linewidth=1.2)
     lower.set_ylabel("learning rate", fontsize=8)
