@@ -58,6 +58,22 @@ def test_training_rows_have_the_same_templates(tmp_path: Path) -> None:
         task.rows("dev")
 
 
+def test_rows_of_the_same_id_lend_the_fields_that_a_row_lacks(tmp_path: Path) -> None:
+    write_rows(tmp_path / "all.jsonl", [{"id": n, "q": "another", "worked": f"{n} as ever"} for n in range(9)])
+    write_rows(tmp_path / "some.jsonl", [{"id": n, "q": f"Nambari {n}?"} for n in (7, 2)])
+    changes: dict[str, Any] = {"data": str(tmp_path / "some.jsonl"), "reference": " {worked}"}
+    task = make(tmp_path, also_from=str(tmp_path / "all.jsonl"), **changes)
+    assert [item.prompt + item.reference for item in task.items()] == [
+        "Nambari 7?\nA: 7 as ever",
+        "Nambari 2?\nA: 2 as ever",
+    ]
+    assert task.rows("test")[1]["completion"] == " 2 as ever"
+    assert [item.reference for item in task.model_copy(update={"limit": 1}).items()] == [task.items()[0].reference]
+    write_rows(tmp_path / "some.jsonl", [{"id": 7, "q": "?"}, {"id": 9, "q": "?"}])
+    with pytest.raises(EvaluationError, match=r"also_from: .*some.jsonl:2: got the id 9, but .*all.jsonl has no row"):
+        task.items()
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -18,6 +18,7 @@ _SHARED: dict[str, Any] = {
     "suite": "maths",
     "train": ("math/gsm8k.train.jsonl",),
     "prompt": "Question: {question}\nStep-by-Step Answer:",
+    "reference": " {answer}",
     "target": "{final}",
     "answer": "number",
     "num_shots": 8,
@@ -28,28 +29,20 @@ _SHARED: dict[str, Any] = {
     "shot_reference": "{answer}",
     "stop": ("\n\n", "\nQuestion:"),
     "max_new_tokens": 256,
+    "metrics": ("accuracy", "bits_per_byte"),
 }
 
 
 def tasks() -> list[Task]:
-    """Return GSM8K and MGSM in each language; MGSM has no worked solutions, so nothing that could be scored."""
+    """Return GSM8K, and MGSM in each language: what is scored there is GSM8K's worked solution of the same problem."""
     mgsm = [
         Task(
             **_SHARED,
             name="mgsm",
             language=language,
             data=f"math/mgsm-{language}.test.jsonl",
-            reference=" {final}",
-            train_reference=" {answer}",
-            metrics=("accuracy",),
+            also_from="math/gsm8k.test.jsonl",
         )
         for language in LANGUAGES
     ]
-    gsm8k = Task(
-        **_SHARED,
-        name="gsm8k",
-        data="math/gsm8k.test.jsonl",
-        reference=" {answer}",
-        metrics=("accuracy", "bits_per_byte"),
-    )
-    return [*mgsm, gsm8k]
+    return [*mgsm, Task(**_SHARED, name="gsm8k", data="math/gsm8k.test.jsonl")]

@@ -74,6 +74,7 @@ def _beside(task: Task, folder: Path) -> Task:
             "data": full(task.data),
             "train": tuple(map(full, task.train)),
             "dev": tuple(map(full, task.dev)),
+            "also_from": None if task.also_from is None else full(task.also_from),
             "shots_from": None if task.shots_from is None else full(task.shots_from),
         }
     )

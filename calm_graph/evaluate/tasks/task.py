@@ -52,6 +52,8 @@ class Task(Declared):
         suite: What it belongs to.
         language: Of the rows, or another word that tells variants of the task apart.
         data: JSON Lines of the test rows, from the data folder or absolute.
+        also_from: JSON Lines whose rows lend their fields to the test rows of the same `id`, where those have none of
+            the name: what is the same in all languages, and stands in one file.
         train: Files of rows to train on, with the same templates.
         dev: Files of rows to choose on.
         prompt: Template over a row's fields.
@@ -81,6 +83,7 @@ class Task(Declared):
     suite: str = "own"
     language: str = ""
     data: str = Field(min_length=1)
+    also_from: str | None = None
     train: tuple[str, ...] = ()
     dev: tuple[str, ...] = ()
     prompt: str
@@ -166,7 +169,7 @@ class Task(Declared):
             EvaluationError: A file cannot be read, or a row does not have what the templates name.
         """
         before = self._shots(folder, seed) if few_shot and self.num_shots else ""
-        rows = self._read(self.data, folder)
+        rows = self._test_rows(folder)
         if self.limit is not None and self.limit < len(rows):
             order = list(range(len(rows)))
             random.Random(_ORDER_SEED).shuffle(order)
@@ -192,18 +195,34 @@ class Task(Declared):
         Raises:
             EvaluationError: There are none, or they cannot be read.
         """
-        files = {"test": (self.data,), "dev": self.dev, "train": self.train}[split]
-        if not files:
-            raise EvaluationError(f"task {self.label}: {split}: the task names no files of these rows")
-        template = self.reference if split == "test" or self.train_reference is None else self.train_reference
+        if split == "test":
+            found, template = self._test_rows(folder), self.reference
+        else:
+            files = self.dev if split == "dev" else self.train
+            if not files:
+                raise EvaluationError(f"task {self.label}: {split}: the task names no files of these rows")
+            found = [pair for file in files for pair in self._read(file, folder)]
+            template = self.reference if self.train_reference is None else self.train_reference
         return [
             {
                 "prompt": self._fill("prompt", self.prompt, row, place),
                 "completion": self._fill("reference", template, row, place),
             }
-            for file in files
-            for place, row in self._read(file, folder)
+            for place, row in found
         ]
+
+    def _test_rows(self, folder: Path | None) -> list[tuple[str, dict[str, Any]]]:
+        rows = self._read(self.data, folder)
+        if self.also_from is None:
+            return rows
+        lenders = {row.get("id"): row for _, row in self._read(self.also_from, folder)}
+        for place, row in rows:
+            if row.get("id") is None or row["id"] not in lenders:
+                raise EvaluationError(
+                    f"task {self.label}: also_from: {place}: got the id {row.get('id')!r}, but {self.also_from} has no "
+                    "row of it"
+                )
+        return [(place, {**lenders[row["id"]], **row}) for place, row in rows]
 
     def _shots(self, folder: Path | None, seed: int) -> str:
         assert self.shots_from is not None
