@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,12 @@ def test_rows_of_the_same_id_lend_the_fields_that_a_row_lacks(tmp_path: Path) ->
     ]
     assert task.rows("test")[1]["completion"] == " 2 as ever"
     assert [item.reference for item in task.model_copy(update={"limit": 1}).items()] == [task.items()[0].reference]
-    write_rows(tmp_path / "some.jsonl", [{"id": 7, "q": "?"}, {"id": 9, "q": "?"}])
-    with pytest.raises(EvaluationError, match=r"also_from: .*some.jsonl:2: got the id 9, but .*all.jsonl has no row"):
-        task.items()
+    for id in (9, None, [7]):
+        write_rows(tmp_path / "some.jsonl", [{"id": 7, "q": "?"}, {"id": id, "q": "?"}])
+        with pytest.raises(
+            EvaluationError, match=rf"some.jsonl:2: got the id {re.escape(repr(id))}, but .*all.jsonl has"
+        ):
+            task.items()
 
 
 @pytest.mark.parametrize(

@@ -215,9 +215,9 @@ class Task(Declared):
         rows = self._read(self.data, folder)
         if self.also_from is None:
             return rows
-        lenders = {row.get("id"): row for _, row in self._read(self.also_from, folder)}
+        lenders = {row["id"]: row for _, row in self._read(self.also_from, folder) if _has_id(row)}
         for place, row in rows:
-            if row.get("id") is None or row["id"] not in lenders:
+            if not _has_id(row) or row["id"] not in lenders:
                 raise EvaluationError(
                     f"task {self.label}: also_from: {place}: got the id {row.get('id')!r}, but {self.also_from} has no "
                     "row of it"
@@ -276,6 +276,10 @@ class Task(Declared):
         if not rows:
             raise EvaluationError(f"task {self.label}: {path}: there are no rows in it")
         return rows
+
+
+def _has_id(row: Mapping[str, Any]) -> bool:
+    return isinstance(row.get("id"), (str, int))
 
 
 def data_folder(folder: Path | None = None) -> Path:
