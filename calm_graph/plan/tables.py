@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Sequence
 
@@ -135,6 +136,28 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         )
 
     return [line(header), line(["─" * width for width in widths]), *map(line, rows)]
+
+
+def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], *, styles: Sequence[str | None]) -> None:
+    """Print a table: with colours on a terminal, as aligned text elsewhere.
+
+    Args:
+        header: Names of the columns; the first, and those without a name, stand on the left.
+        rows: Cells.
+        styles: Of each row on a terminal, in the words of rich.
+    """
+    if not sys.stdout.isatty():
+        print("\n".join(aligned(header, rows)))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=None, header_style="bold")
+    for index, name in enumerate(header):
+        shown.add_column(name, justify="left" if index == 0 or not name else "right", overflow="fold")
+    for row, style in zip(rows, styles, strict=True):
+        shown.add_row(*row, style=style)
+    Console().print(shown)
 
 
 def _count(number: int, noun: str) -> str:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 
-from calm_graph.plan.tables import aligned, short
+from calm_graph.plan.tables import print_rows, short
 from calm_graph.train.sweep_results import SweepResult, Trial
 
 _HEADER = ("trial", "bits/byte", "parameters", "steps", "seconds", "")
@@ -24,16 +21,9 @@ def print_table(result: SweepResult) -> None:
         result: Of a sweep.
     """
     rows = [_row(trial, result) for trial in result.trials]
-    if not sys.stdout.isatty():
-        print("\n".join(aligned(_HEADER, rows)))
-        return
-    table = Table(box=None, header_style="bold")
-    for name in _HEADER:
-        table.add_column(name, justify="left" if name in ("trial", "") else "right", overflow="fold")
-    for trial, row in zip(result.trials, rows, strict=True):
-        style = "red" if trial.state == "failed" else "green" if trial.name in result.front else None
-        table.add_row(*row, style=style)
-    Console().print(table)
+    styles = dict.fromkeys(result.front, "green")
+    styles |= {trial.name: "red" for trial in result.trials if trial.state == "failed"}
+    print_rows(_HEADER, rows, styles=[styles.get(trial.name) for trial in result.trials])
 
 
 def plot(result: SweepResult, path: Path) -> None:

@@ -220,7 +220,7 @@ class Task(Declared):
             if not _has_id(row) or row["id"] not in lenders:
                 raise EvaluationError(
                     f"task {self.label}: also_from: {place}: got the id {row.get('id')!r}, but {self.also_from} has no "
-                    "row of it"
+                    "row of it; leave the row out, or name a file that has one"
                 )
         return [(place, {**lenders[row["id"]], **row}) for place, row in rows]
 

@@ -12,9 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from calm_graph.plan.tables import aligned
+from calm_graph.plan.tables import print_rows
 from calm_graph.serve.load.parts import Load, LoadResult, Reply
 
 _HEADER = ("load", "answered", "tokens/s", "requests/s", "first token p50", "p95", "p99", "next p50", "p95", "p99", "")
@@ -66,15 +65,7 @@ def print_table(results: Sequence[LoadResult]) -> None:
         results: Of the loads.
     """
     rows = [_row(result) for result in results]
-    if not sys.stdout.isatty():
-        print("\n".join(aligned(_HEADER, rows)))
-        return
-    table = Table(box=None, header_style="bold")
-    for name in _HEADER:
-        table.add_column(name, justify="left" if name in ("load", "") else "right", overflow="fold")
-    for result, row in zip(results, rows, strict=True):
-        table.add_row(*row, style="red" if result.errors else None)
-    Console().print(table)
+    print_rows(_HEADER, rows, styles=["red" if result.errors else None for result in results])
 
 
 def plot(results: Sequence[LoadResult], path: Path) -> None:
