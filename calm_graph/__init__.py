@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from calm_graph.states.precompute import precompute
     from calm_graph.train.ray_sweep import sweep
     from calm_graph.train.run import fit
+    from calm_graph.train.selector import fit_selector
+    from calm_graph.train.selector import fit_selector
 
 __version__ = "0.1.0"
 
@@ -65,6 +67,7 @@ __all__ = [
     "every",
     "export_augmenter",
     "fit",
+    "fit_selector",
     "load_composition",
     "make_plan",
     "precompute",
@@ -82,6 +85,7 @@ _LAZY = {
     "build_model": "calm_graph.model.build",
     "export_augmenter": "calm_graph.augmenters.onnx_export",
     "fit": "calm_graph.train.run",
+    "fit_selector": "calm_graph.train.selector",
     "sweep": "calm_graph.train.ray_sweep",
     "Plan": "calm_graph.plan.graph",
     "load_composition": "calm_graph.declare.files",

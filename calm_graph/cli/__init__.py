@@ -15,6 +15,8 @@ GROUPS = (
     "calm_graph.cli.precompute",
     "calm_graph.cli.plan",
     "calm_graph.cli.train",
+    "calm_graph.cli.join",
+    "calm_graph.cli.fit_selector",
     "calm_graph.cli.sweep",
     "calm_graph.cli.generate",
     "calm_graph.cli.chat",

@@ -31,6 +31,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         calm-graph evaluate translation --checkpoint runs/indonesia --languages ban,min --limit 200 --out results
         calm-graph evaluate qa.jsonl --prompt "{question}" --reference " {answer}" --metrics accuracy --checkpoint X
         calm-graph evaluate my_tasks.py --checkpoint runs/qa --systems anchor,composed --show plain
+        calm-graph evaluate multi --checkpoint runs/both --systems composed_selected --selector gate.safetensors
         calm-graph evaluate translation --checkpoint runs/x --baselines lora,merge --train-data train.jsonl
         """,
     )
@@ -40,6 +41,11 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--list", action="store_true", help="show suites, tasks, metrics and systems, and leave")
     parser.add_argument("--checkpoint", metavar="CHECKPOINT", help="a folder that `train` wrote, or a hub id")
     parser.add_argument("--systems", metavar="NAME,...", type=_names, help="default: anchor, augmenter, composed")
+    parser.add_argument(
+        "--selector",
+        metavar="PACKAGE.MODULE:FUNCTION|FILE",
+        help="for composed_selected: what chooses the augmenters of each prompt, such as a gate of fit-selector",
+    )
     parser.add_argument("--data", metavar="DIR", type=Path, help="folder of the data; default: CALM_GRAPH_DATA")
     parser.add_argument("--languages", metavar="NAME,...", type=_names, help="only tasks of these languages")
     parser.add_argument("--only", metavar="TASK,...", type=_names, help="only tasks of these names")
@@ -126,6 +132,7 @@ def run(options: argparse.Namespace) -> int:
         data=options.data,
         tasks=tasks,
         out=out,
+        selector=options.selector,
     )
     candidates = [*select(options.systems, setup), *_baselines(options, setup)]
     try:
@@ -188,6 +195,8 @@ def _check_used(options: argparse.Namespace) -> None:
             asked = ", ".join(options.baselines) or "no --baselines"
             raise InputError(f"{flag}: only for {kind}, but got {asked}")
     _check(list(options.learning_rates), trained, "--learning-rates")
+    if options.selector is not None and "composed_selected" not in (options.systems or ()):
+        raise InputError("--selector: only for --systems composed_selected")
 
 
 def read_tasks(options: argparse.Namespace) -> list[Task]:

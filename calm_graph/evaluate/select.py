@@ -30,6 +30,7 @@ class Setup:
         data: Folder of the tasks' files.
         tasks: What will be asked; systems that are trained take the training rows of these.
         out: Folder of the run; systems that are trained are kept there.
+        selector: Of `composed_selected`, as `read_selector` takes it.
     """
 
     checkpoint: str
@@ -39,6 +40,7 @@ class Setup:
     data: Path | None = None
     tasks: Sequence[Task] = field(default_factory=tuple)
     out: Path = Path()
+    selector: str | None = None
 
     @cached_property
     def composed(self) -> ComposedModel:
@@ -117,6 +119,17 @@ def _composed(setup: Setup) -> list[Candidate]:
     return [Candidate("composed", lambda: EngineSystem(setup.composed, batch_size=setup.batch_size))]
 
 
+def _composed_selected(setup: Setup) -> list[Candidate]:
+    from calm_graph.evaluate.systems.engine import EngineSystem
+
+    name, selector = "composed_selected", setup.selector
+    if selector is None:
+        raise EvaluationError(f"{name}: what should choose? Name a file of `calm-graph fit-selector`, or a function")
+    return [
+        Candidate(name, lambda: EngineSystem(setup.composed, name=name, selector=selector, batch_size=setup.batch_size))
+    ]
+
+
 def _composed_without(setup: Setup) -> list[Candidate]:
     from calm_graph.evaluate.systems.engine import EngineSystem
 
@@ -133,6 +146,9 @@ SYSTEMS: dict[str, SystemKind] = {
     "anchor": SystemKind("the anchor alone: all augmenters are off", _anchor, default=True),
     "augmenter": SystemKind("each augmenter alone, with its own tokenizer", _augmenters, default=True),
     "composed": SystemKind("the checkpoint", _composed, default=True),
+    "composed_selected": SystemKind(
+        "the checkpoint with the augmenters that --selector chooses for each prompt", _composed_selected
+    ),
     "composed_without": SystemKind("the checkpoint with one augmenter off, each in turn", _composed_without),
 }
 """Name -> what can be evaluated. A system of one's own is one more entry."""

@@ -1,4 +1,4 @@
-"""Which augmenters are worth running for a request: decided by a function, or learned from the prompt's states."""
+"""Which augmenters are worth running for a request: decided by a function, or by a gate on the prompt's states."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
+from torch.nn.functional import rms_norm
 
 from calm_graph.augmenters.taps import BlockCall, up_to
 from calm_graph.errors import CheckpointError, InputError
 from calm_graph.model.composed import ComposedModel
-from calm_graph.model.prompts import prompt_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +74,15 @@ class LearnedSelector:
         Args:
             ids: Of the anchor's tokenizer.
         """
-        found_A = torch.sigmoid(self._weights_AD @ mean_state(self._model, ids, layer=self.layer) + self._biases_A)
-        return dict(zip(self.names, found_A.tolist(), strict=True))
+        state_D = mean_state(self._model, ids, layer=self.layer)
+        return dict(zip(self.names, self.likely(state_D).tolist(), strict=True))
+
+    def likely(self, states_D: torch.Tensor) -> torch.Tensor:
+        """Return the same from what `mean_state` finds: float32 [..., D] to [..., A]."""
+        return torch.sigmoid(states_D @ self._weights_AD.T + self._biases_A)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to one safetensors file."""
+        """Write it to one safetensors file, whole or not at all."""
         facts = {
             "layer": self.layer,
             "names": self.names,
@@ -86,7 +90,9 @@ class LearnedSelector:
             "anchor": self._model.plan.anchor.name,
         }
         tensors = {"weights": self._weights_AD.contiguous(), "biases": self._biases_A.contiguous()}
-        save_file(tensors, path, metadata={"calm_graph_selector": json.dumps(facts)})
+        scratch = Path(f"{os.fspath(path)}.tmp")
+        scratch.write_bytes(save(tensors, metadata={"calm_graph_selector": json.dumps(facts)}))
+        os.replace(scratch, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: ComposedModel) -> LearnedSelector:
@@ -121,79 +127,16 @@ class LearnedSelector:
         )
 
 
-def fit_selector(
-    model: ComposedModel,
-    rows: Iterable[tuple[str, str]],
-    *,
-    layer: int | None = None,
-    min_gain: float = 0.01,
-    threshold: float = 0.5,
-    decay: float = 1e-2,
-) -> LearnedSelector:
-    """Learn from examples which augmenters are of use to a prompt.
-
-    An augmenter is of use to an example if the completion is likelier with all augmenters than with all but it.
-
-    Args:
-        model: A trained composition.
-        rows: Prompts and completions.
-        layer: The anchor's block whose states are looked at; None is a quarter of the way up.
-        min_gain: How much likelier, in nats per token of the completion.
-        threshold: Of the selector; lower runs augmenters more often.
-        decay: Of the weights' squares.
-
-    Returns:
-        The selector.
-
-    Raises:
-        InputError: There are no rows.
-    """
-    layer = model.plan.anchor.num_layers // 4 if layer is None else layer
-    names = list(dict.fromkeys(edge.source for edge in model.plan.into(model.plan.anchor.name)))
-    states, useful = [], []
-    for prompt, completion in rows:
-        ids = prompt_ids(model.tokenizer, prompt)
-        answer = model.tokenizer(completion, add_special_tokens=False)["input_ids"]
-        states.append(mean_state(model, ids, layer=layer))
-        whole = _loss(model, ids, answer, without=None)
-        useful.append([float(_loss(model, ids, answer, without=name) - whole > min_gain) for name in names])
-    if not states:
-        raise InputError("rows: got none, but at least one is needed")
-    states_RD, useful_RA = torch.stack(states), torch.tensor(useful)
-    # Centred and scaled while fitting, and undone in the weights, so that one step size suits every anchor.
-    mean_D, scale_D = states_RD.mean(dim=0), states_RD.std(dim=0, correction=0) + 1e-6
-    inputs_RD = (states_RD - mean_D) / scale_D
-    weights_AD = torch.zeros(len(names), states_RD.shape[1], requires_grad=True)
-    biases_A = torch.zeros(len(names), requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights_AD, biases_A], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        logits_RA = inputs_RD @ weights_AD.T + biases_A
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits_RA, useful_RA)
-        loss = loss + decay * weights_AD.square().sum()
-        loss.backward()
-        return loss.detach()
-
-    optimizer.step(closure)
-    scaled_AD = weights_AD.detach() / scale_D
-    return LearnedSelector(
-        model,
-        layer=layer,
-        names=names,
-        weights_AD=scaled_AD,
-        biases_A=biases_A.detach() - scaled_AD @ mean_D,
-        threshold=threshold,
-    )
-
-
 @torch.no_grad()
 def mean_state(model: ComposedModel, ids: Sequence[int], *, layer: int) -> torch.Tensor:
     """Return the mean over a prompt of the anchor's own states after a block; what is above does not run.
 
+    Each token's state is brought to the same size first: attention rests on the first token of many models, whose state
+    is a hundred times as large as the others.
+
     Args:
         model: Whose anchor.
-        ids: Of the anchor's tokenizer.
+        ids: Of the anchor's tokenizer; at least one.
         layer: The block.
 
     Returns:
@@ -202,17 +145,8 @@ def mean_state(model: ComposedModel, ids: Sequence[int], *, layer: int) -> torch
     call = BlockCall(taps=frozenset([layer]))
     with up_to(layer, call):
         model.anchor(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
-    return call.states[layer][0].float().mean(dim=0).cpu()
-
-
-@torch.no_grad()
-def _loss(model: ComposedModel, ids: Sequence[int], answer: Sequence[int], *, without: str | None) -> float:
-    both = torch.tensor([[*ids, *answer]], device=model.device)
-    labels = both.clone()
-    labels[:, : len(ids)] = -100
-    with model.augmenters({} if without is None else {without: 0.0}):
-        loss = model(both, labels=labels).loss
-    return float(loss)
+    states_TD = call.states[layer][0].float()
+    return rms_norm(states_TD, states_TD.shape[-1:]).mean(dim=0).cpu()
 
 
 def read_selector(text: str, model: ComposedModel) -> Selector:

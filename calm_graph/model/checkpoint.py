@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,14 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from calm_graph.declare.description import DESCRIPTION, SCHEMA_VERSION, WEIGHTS, digest, other_composition
+from calm_graph.declare.description import (
+    DESCRIPTION,
+    SCHEMA_VERSION,
+    WEIGHTS,
+    digest,
+    other_composition,
+    read_description,
+)
 from calm_graph.errors import CheckpointError
 from calm_graph.model.model_card import model_card
 from registry.weights import identity
@@ -102,6 +109,30 @@ def read_tensors(folder: Path, description: Mapping[str, Any]) -> dict[str, torc
         raise CheckpointError(f"{file}: its content has changed since it was written; copy the checkpoint again")
     if digest(description) != metadata.get("belongs_to"):
         raise CheckpointError(other_composition(file))
+    return tensors
+
+
+def joined_tensors(folders: Sequence[str | Path]) -> dict[str, torch.Tensor]:
+    """Read the trained tensors of checkpoints that have no attachment in common.
+
+    Args:
+        folders: The checkpoints.
+
+    Returns:
+        All their tensors.
+
+    Raises:
+        CheckpointError: One cannot be read, or two have the same attachment.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for folder in map(Path, folders):
+        found = read_tensors(folder, read_description(folder))
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise CheckpointError(
+                f"{folder}: has {twice[0]}, which one before it has too; of several checkpoints each must have other "
+                "attachments"
+            )
+        tensors |= found
     return tensors
 
 

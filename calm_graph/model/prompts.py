@@ -37,6 +37,24 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, *, rendered: boo
     return ids if rendered else start_ids(tokenizer) + ids
 
 
+def nonempty_prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Return the token ids of a prompt; at least one, because the first token of a text is predicted from something.
+
+    Args:
+        tokenizer: The anchor's.
+        prompt: The text, which may be empty.
+
+    Raises:
+        InputError: It is empty, and no token of the tokenizer begins a text.
+    """
+    if ids := prompt_ids(tokenizer, prompt):
+        return ids
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if start is None:
+        raise InputError("prompt: got an empty text, and the tokenizer has no token that begins one")
+    return [int(start)]
+
+
 def render_chat(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],

@@ -8,10 +8,10 @@ from functools import partial
 
 import torch
 
-from calm_graph.data.samples import Batch, Dataset
+from calm_graph.data.samples import Dataset
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import TrainingError
-from calm_graph.generate.selector import Prompt, Selector, read_selector
+from calm_graph.generate.selector import read_selector
 from calm_graph.model.build import build_model
 from calm_graph.model.checkpoint import put_tensors
 from calm_graph.model.composed import ComposedModel
@@ -19,6 +19,7 @@ from calm_graph.plan.parts import Plan
 from calm_graph.train.folder import RunFolder
 from calm_graph.train.loop import Loop, TrainResult
 from calm_graph.train.progress import Reporter
+from calm_graph.train.selector import chosen_scales
 from calm_graph.train.workers import Workers
 from registry import Registry
 
@@ -68,7 +69,7 @@ class Job:
         if self.settings.selector is None:
             return dataset
         selector = read_selector(self.settings.selector, model)
-        return replace(dataset, scales_of=partial(_chosen_scales, selector, model))
+        return replace(dataset, scales_of=partial(chosen_scales, selector, model))
 
     def run(
         self,
@@ -113,17 +114,6 @@ class Job:
             workers=workers,
         )
         return loop.run(self.folder.last_state())
-
-
-def _chosen_scales(selector: Selector, model: ComposedModel, batch: Batch) -> dict[str, torch.Tensor]:
-    """For each augmenter that the anchor reads, its factor in each row: 0 where it is not chosen."""
-    edges = {edge.source: edge.scale for edge in model.plan.into(model.plan.anchor.name)}
-    lengths: list[int] = batch["prompt_lengths"].tolist()
-    chosen = [
-        set(selector(Prompt(text=text, ids=tuple(ids[:length].tolist()), augmenters=tuple(edges))))
-        for text, ids, length in zip(batch["prompt_texts"], batch["input_ids"], lengths, strict=True)
-    ]
-    return {name: torch.tensor([scale if name in names else 0.0 for names in chosen]) for name, scale in edges.items()}
 
 
 def find_device(name: str) -> torch.device:

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from calm_graph.data.columns import Columns
 from calm_graph.data.sources import Rows
 from calm_graph.declare.composition import Composition
-from calm_graph.declare.description import read_description
 from calm_graph.declare.settings import TrainSettings
-from calm_graph.errors import CheckpointError
 from calm_graph.interrupts import stop_on_signals
-from calm_graph.model.checkpoint import put_tensors, read_tensors, trained_tensors
+from calm_graph.model.checkpoint import joined_tensors, put_tensors, trained_tensors
 from calm_graph.model.composed import ComposedModel
 from calm_graph.plan.graph import make_plan
 from calm_graph.states.store import open_states
@@ -115,7 +111,7 @@ def fit(
     if model:
         registry = Registry([*model.checkpoints])
     starts = [] if start is None else [start] if isinstance(start, (str, Path)) else list(start)
-    first = _tensors_of(starts) if starts else None
+    first = joined_tensors(starts) if starts else None
     if model and first is not None:
         put_tensors(model, first, where=", ".join(map(str, starts)))
     store = None if states is None else open_states(states, composition_or_model, registry=registry)
@@ -159,20 +155,6 @@ def fit(
     if model and settings.num_workers and (state := folder.last_state()):
         model.load_composition_weights(state)
     return result
-
-
-def _tensors_of(starts: Sequence[str | Path]) -> dict[str, torch.Tensor]:
-    """Read the trained tensors of checkpoints that have no attachment in common."""
-    tensors: dict[str, torch.Tensor] = {}
-    for folder in map(Path, starts):
-        found = read_tensors(folder, read_description(folder))
-        if twice := sorted(found.keys() & tensors.keys()):
-            raise CheckpointError(
-                f"start: {folder} has {twice[0]}, which one before it has too; of the checkpoints to start from, each "
-                "has other attachments"
-            )
-        tensors |= found
-    return tensors
 
 
 def _folder(out: str | Path) -> RunFolder:

@@ -6,7 +6,8 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -25,7 +26,9 @@ from calm_graph.generate.engine import Engine
 from calm_graph.generate.engine_settings import EngineSettings
 from calm_graph.generate.requests import GenerationRequest, TokenOutput
 from calm_graph.generate.sampling import Sampling
+from calm_graph.generate.selector import LearnedSelector, read_selector
 from calm_graph.model.composed import ComposedModel
+from calm_graph.train.selector import chosen_scales
 from registry.weights import identity as frozen_identity
 
 _NAME = "composed"
@@ -40,6 +43,7 @@ class EngineSystem(TokenScorer):
         model: In eval mode.
         name: What results call it.
         scales: Augmenter name -> factor on what it contributes; others keep the composition's.
+        selector: As `read_selector` takes it: what chooses among the augmenters for each prompt.
         few_shot: Whether examples are put before prompts: not for a composition that was trained on the task.
         batch_size: Answers made at the same time, and rows scored at once.
     """
@@ -50,12 +54,18 @@ class EngineSystem(TokenScorer):
         *,
         name: str = _NAME,
         scales: Mapping[str, float] | None = None,
+        selector: str | None = None,
         few_shot: bool = False,
         batch_size: int = 16,
     ) -> None:
         self.model, self.name, self.few_shot = model, name, few_shot
         self.scales, self.batch_size = dict(scales or {}), batch_size
-        parts = {"composition": composition_identity(model), "scales": sorted(self.scales.items())}
+        parts: dict[str, Any] = {"composition": composition_identity(model), "scales": sorted(self.scales.items())}
+        self._selector = None
+        if selector is not None:
+            self._selector = read_selector(selector, model)
+            is_file = isinstance(self._selector, LearnedSelector)
+            parts["selector"] = hashlib.sha256(Path(selector).read_bytes()).hexdigest() if is_file else selector
         self.identity = json.dumps(parts)
         self._engine: Engine | None = None
 
@@ -118,18 +128,19 @@ class EngineSystem(TokenScorer):
                 name: value.to(model.device) if isinstance(value, torch.Tensor) else value
                 for name, value in batch.items()
             }
-            return cast(torch.Tensor, model(**tensors).logits)
+            scales = self.scales if self._selector is None else chosen_scales(self._selector, model, batch)
+            with model.augmenters(scales):
+                return cast(torch.Tensor, model(**tensors).logits)
 
         try:
-            with model.augmenters(self.scales):
-                return score_all(
-                    samples,
-                    logits_of,
-                    vocab_size=model.config.get_text_config(decoder=True).vocab_size,
-                    pad_token_id=int(model.tokenizer.pad_token_id or model.tokenizer.eos_token_id or 0),
-                    done=done,
-                    batch_size=self.batch_size,
-                )
+            return score_all(
+                samples,
+                logits_of,
+                vocab_size=model.config.get_text_config(decoder=True).vocab_size,
+                pad_token_id=int(model.tokenizer.pad_token_id or model.tokenizer.eos_token_id or 0),
+                done=done,
+                batch_size=self.batch_size,
+            )
         except CalmGraphError as error:
             raise EvaluationError(f"{self.name}: {error}") from error
 
@@ -142,7 +153,8 @@ class EngineSystem(TokenScorer):
                 prefill_tokens=_PREFILL_TOKENS,
                 max_prefills=self.batch_size,
             )
-            self._engine = Engine({_NAME: self.model}, settings)
+            selectors = {} if self._selector is None else {_NAME: self._selector}
+            self._engine = Engine({_NAME: self.model}, settings, selectors=selectors)
         return self._engine
 
     def _requests(self, index: int, prompt: str, decoding: Decoding) -> list[GenerationRequest]:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from calm_graph.data.rows import Place, Source
 from calm_graph.data.samples import Batch, Sample, collate
-from calm_graph.errors import EvaluationError
+from calm_graph.errors import EvaluationError, InputError
 from calm_graph.evaluate.systems.base import Done
-from calm_graph.model.prompts import prompt_ids
+from calm_graph.model.prompts import nonempty_prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,14 +71,11 @@ class TokenScorer(ABC):
 
 
 def scored_prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Return the ids of a prompt; at least one, because the first token of a text is predicted from something."""
-    ids = prompt_ids(tokenizer, prompt)
-    if ids:
-        return ids
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if start is None:
-        raise EvaluationError("prompt: got an empty text, and the tokenizer has no token that begins one")
-    return [int(start)]
+    """See `nonempty_prompt_ids`."""
+    try:
+        return nonempty_prompt_ids(tokenizer, prompt)
+    except InputError as error:
+        raise EvaluationError(str(error)) from None
 
 
 def make_samples(

@@ -1,0 +1,80 @@
+"""`calm-graph join` and `fit-selector`, and what they write in use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from calm_graph import Augmenter, every
+from calm_graph.cli import main
+from registry import registry
+from tests.evaluate.conftest import write_rows
+from tests.model.pico import Zoo
+
+BOTH = """
+from calm_graph import Augmenter, Composition, every
+
+parts = [Augmenter(name, attach=every(2)) for name in ("one", "two")]
+composition = Composition(name="both", anchor="anchor", augmenters=parts)
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(registry, "_cards", dict(registry._cards))
+    monkeypatch.chdir(tmp_path)
+    zoo = Zoo(tmp_path / "models")
+    zoo.add("anchor", "llama", tokenizer="bytes", seed=1)
+    zoo.add("one", "qwen2", tokenizer="bytes", seed=2)
+    zoo.add("two", "llama", tokenizer="spaces", seed=3)
+    for name in ("anchor", "one", "two"):
+        (zoo.folder / f"{name}.json").write_text(json.dumps({"name": name, "source": f"folder:{name}"}))
+    for name in ("one", "two"):
+        zoo.compose(Augmenter(name, attach=every(2))).save_pretrained(tmp_path / "runs" / name)
+    (tmp_path / "both.py").write_text(BOTH)
+    rows = [{"prompt": f"price of {n} is", "completion": f" {3 * n}"} for n in range(12)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    write_rows(tmp_path / "keep.jsonl", [{"text": f"Plain words, number {n}"} for n in range(6)])
+    return tmp_path
+
+
+def test_joined_and_chosen_for_each_prompt(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cards = ["--registry", "models"]
+    assert main(["join", "both.py", "runs/one", "runs/two", "--out", "runs/both", *cards]) == 0
+    assert "runs/both: both, of runs/one and runs/two" in capsys.readouterr().out
+    fit = ["fit-selector", "runs/both", "--data", "rows.jsonl", "--keep", "keep.jsonl", *cards, "--show", "none"]
+    assert main([*fit, "--out", "gate.safetensors", "--layer", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "one: needed by " in printed and " of 4 held-out rows, " in printed
+    assert "gate.safetensors: looks after layer 1 of 'anchor'" in printed
+    assert main([*fit, "--out", "gate.safetensors", "--json"]) == 0
+    assert {*json.loads(capsys.readouterr().out)} == {"one", "two"}
+
+    own = ["--prompt", "{prompt}", "--reference", "{completion}", "--metrics", "bits_per_byte", *cards]
+    evaluate = ["evaluate", "rows.jsonl", *own, "--checkpoint", "runs/both", "--show", "none", "--out", "out"]
+    chosen = ["--systems", "anchor,composed_selected", "--selector", "gate.safetensors"]
+    assert main([*evaluate, *chosen]) == 0
+    found = json.loads(Path("out/results.json").read_text())["rows"]
+    assert [row["system"] for row in found] == ["anchor", "composed_selected"]
+    assert main([*evaluate, "--systems", "composed_selected"]) == 1
+    assert "composed_selected: what should choose?" in capsys.readouterr().err
+    assert main([*evaluate, "--selector", "gate.safetensors"]) == 1
+    assert "--selector: only for --systems composed_selected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["join", "both.py", "runs/one", "--out", "x"], "runs/one: does not fit this composition: it lacks two@"),
+        (["join", "both.py", "runs/one", "runs/one", "--out", "x"], "which one before it has too"),
+        (["join", "both.py", "runs/none", "--out", "x"], "runs/none: there is no composition.json"),
+        (["fit-selector", "runs/one", "--data", "rows.jsonl", "--out", "gate"], "--out: got gate, but the name of a"),
+        (["fit-selector", "runs/one", "--data", "none.jsonl", "--out", "g.safetensors"], "none.jsonl"),
+    ],
+)
+def test_one_clear_error(place: Path, capsys: pytest.CaptureFixture[str], command: list[str], message: str) -> None:
+    assert main([*command, "--registry", "models"]) == 1
+    assert message in capsys.readouterr().err
+    assert not Path("x").exists() and not list(Path().glob("g*"))
