@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from calm_graph.train.ray_sweep import sweep
     from calm_graph.train.run import fit
     from calm_graph.train.selector import fit_selector
-    from calm_graph.train.selector import fit_selector
 
 __version__ = "0.1.0"
 
