@@ -21,6 +21,7 @@ GROUPS = (
     "calm_graph.cli.generate",
     "calm_graph.cli.chat",
     "calm_graph.cli.evaluate",
+    "calm_graph.cli.report",
     "calm_graph.cli.export",
     "calm_graph.cli.randomise",
     "calm_graph.cli.serve",

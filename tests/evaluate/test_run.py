@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from calm_graph.cli import main
 from calm_graph.errors import EvaluationError
 from calm_graph.evaluate.reports.report import write_report
 from calm_graph.evaluate.reports.results import Results, Row, merge_files, read_results
@@ -137,7 +138,7 @@ def test_results_are_merged_and_written_as_a_report(tmp_path: Path) -> None:
     read = read_results(tmp_path / "out/results.json").rows
     assert [row.key for row in read] == [row.key for row in found.rows]
     assert [row.low for row in read] == pytest.approx([row.low for row in found.rows], abs=1e-5)
-    merged = merge_files([tmp_path / "out/results.json", tmp_path / "out/results.json"])
+    merged = merge_files([tmp_path / "out", tmp_path / "out/results.json"])
     assert len(merged.rows) == len(found.rows) and len(merged.differences) == len(found.differences)
     changed = Results([Row(**{**{n: getattr(found.rows[0], n) for n in Row.__slots__}, "value": 1.0})])
     assert merged.merged(changed).rows[0].value == 1.0
@@ -153,3 +154,39 @@ def test_results_are_merged_and_written_as_a_report(tmp_path: Path) -> None:
     assert "| a | 80.0 [" in text and "**100.0**" in text and "composed - anchor" in text
     with pytest.raises(EvaluationError, match="no file of results"):
         read_results(tmp_path / "a.jsonl")
+
+
+def value(seed: int, of: float, *, language: str = "a", system: str = "composed") -> Row:
+    return Row(
+        suite="s", task="sum", language=language, system=system, seed=seed, metric="accuracy",
+        value=of, low=of - 1, high=of + 1, count=9,
+    )  # fmt: skip
+
+
+def written(folder: Path, *rows: Row) -> Path:
+    Results(list(rows)).write(folder / "results.json")
+    return folder
+
+
+def test_seeds_and_checkpoints_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seeds = [
+        written(tmp_path / str(seed), value(seed, 40.0 + seed), value(seed, 7.0, system="anchor")) for seed in range(3)
+    ]
+    kept = written(tmp_path / "kept", value(0, 77.0))
+    command = ["report", *map(str, seeds), f"composed_kept={kept}", "--out", str(tmp_path / "out"), "--title", "Seeds"]
+    assert main(command) == 0
+    lines = {line.split("  ")[0].strip(): line for line in capsys.readouterr().out.splitlines()}
+    assert "40.0 [39.0, 41.0]" in lines["a, seed 0"] and "77.0* [76.0, 78.0]" in lines["a, seed 0"]
+    # Of a system with one seed of three there is no mean.
+    assert re.search(r"41\.0\* \[40\.0, 42\.0\] +7\.000 \[7\.000, 7\.000\] +-$", lines["a, mean of 3 seeds"])
+    assert (tmp_path / "out/report.md").read_text().startswith("# Seeds\n")
+    again = written(tmp_path / "again", value(0, 41.0))
+    assert main(["report", str(seeds[0]), str(again), "--out", str(tmp_path / "out")]) == 1
+    assert "composed's accuracy in s/sum/a of seed 0 too, and it is 41, not 40" in capsys.readouterr().err
+
+
+def test_an_average_over_other_languages_is_left_out(tmp_path: Path) -> None:
+    one = written(tmp_path / "one", value(0, 40.0), value(0, 40.0, language="average"))
+    two = written(tmp_path / "two", value(0, 50.0, language="b"), value(0, 50.0, language="average"))
+    assert [row.language for row in merge_files([one, two]).rows] == ["a", "b"]
+    assert [row.language for row in merge_files([one, one]).rows] == ["a", "average"]

@@ -25,7 +25,7 @@ svg { width: 100%; height: auto; max-height: 24rem; }
 """
 _NOTE = (
     "In brackets: 95% of bootstrap draws of the test rows. The best of each line is bold. `average` is the mean over "
-    "the languages of a task."
+    "the languages of a task. A mean of several seeds has the lowest and the highest of them in its brackets."
 )
 
 

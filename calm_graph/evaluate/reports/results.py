@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,19 +149,49 @@ def read_results(path: Path) -> Results:
     return Results(rows, differences)
 
 
-def merge_files(paths: Sequence[Path]) -> Results:
-    """Join files of results; later files win.
+def merge_files(paths: Sequence[Path], *, names: Sequence[str | None] | None = None) -> Results:
+    """Join files of results.
 
     Args:
-        paths: The files.
+        paths: The files, or folders of runs.
+        names: For each, what its `composed` is called among the others; None: as it is.
 
     Returns:
-        All of them together.
+        All of them together; an average that files have over different languages is left out.
+
+    Raises:
+        EvaluationError: One is no file of results, or two have different values of the same.
     """
     merged = Results()
-    for path in paths:
-        merged = merged.merged(read_results(path))
+    for path, name in zip(paths, names or [None] * len(paths), strict=True):
+        found = read_results(path / "results.json" if path.is_dir() else path)
+        found = found if name is None else _renamed(found, name)
+        before = {row.key: row for row in merged.rows}
+        both = [(before[row.key], row) for row in found.rows if row.key in before]
+        for one, other in both:
+            if one.language != AVERAGE and one.value != other.value:
+                raise EvaluationError(
+                    f"{path}: has {one.system}'s {one.metric} in {one.suite}/{one.task}/{one.language} of seed "
+                    f"{one.seed} too, and it is {other.value:g}, not {one.value:g}; evaluate other seeds with --seed, "
+                    "and name another checkpoint: NAME=RESULTS"
+                )
+        mixed = {one.key[:2] for one, other in both if one.language == AVERAGE and one.value != other.value}
+        merged = merged.merged(found)
+        merged.rows = [row for row in merged.rows if row.language != AVERAGE or row.key[:2] not in mixed]
+        merged.differences = [
+            each for each in merged.differences if each.language != AVERAGE or each.key[:2] not in mixed
+        ]
     return merged
+
+
+def _renamed(results: Results, name: str) -> Results:
+    def new(system: str) -> str:
+        return name if system == "composed" else system
+
+    return Results(
+        [replace(row, system=new(row.system)) for row in results.rows],
+        [replace(row, system=new(row.system), against=new(row.against)) for row in results.differences],
+    )
 
 
 def split_rows(name: str) -> tuple[str, int | None]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from calm_graph.evaluate.measures.metrics import metric
 from calm_graph.evaluate.reports.results import AVERAGE, Results, Row, distinct
@@ -33,7 +33,8 @@ class Table:
         task: Its name.
         metric: What was measured.
         systems: Heads of the columns.
-        lines: Language (and seed, where there are several) -> a cell for each system; None where nothing was measured.
+        lines: Language (and seed, where there are several, and then their mean between the lowest and the highest) -> a
+            cell for each system; None where nothing was measured.
     """
 
     suite: str
@@ -81,8 +82,12 @@ def _table(suite: str, task: str, name: str, rows: Sequence[Row]) -> Table:
     systems = distinct(row.system for row in rows)
     with_seed = len({row.seed for row in rows}) > 1
     lines: dict[str, dict[str, Row]] = {}
-    for row in sorted(rows, key=lambda row: row.language == AVERAGE):
-        lines.setdefault(line_name(row, with_seed=with_seed), {})[row.system] = row
+    for group in _by_line(rows):
+        for row in group:
+            lines.setdefault(line_name(row, with_seed=with_seed), {})[row.system] = row
+        if means := _means(group):
+            head = line_name(group[0], with_seed=False)
+            lines[f"{head}, mean of {len({row.seed for row in group})} seeds"] = means
     return Table(
         suite,
         task,
@@ -90,6 +95,28 @@ def _table(suite: str, task: str, name: str, rows: Sequence[Row]) -> Table:
         tuple(systems),
         tuple((head, tuple(_cells(name, systems, found))) for head, found in lines.items()),
     )
+
+
+def _by_line(rows: Sequence[Row]) -> Iterable[list[Row]]:
+    """Put together the rows that differ in their seeds and systems only; averages over languages come last."""
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row.language == AVERAGE, row.seed)):
+        groups.setdefault(line_name(row, with_seed=False), []).append(row)
+    return groups.values()
+
+
+def _means(rows: Sequence[Row]) -> dict[str, Row]:
+    """Return the mean over seeds of each system that has all of them, between its lowest and its highest."""
+    num_seeds = len({row.seed for row in rows})
+    of_system: dict[str, list[Row]] = {}
+    for row in rows:
+        of_system.setdefault(row.system, []).append(row)
+    means = {}
+    for system, found in of_system.items():
+        if num_seeds > 1 and len(found) == num_seeds:
+            values = [row.value for row in found]
+            means[system] = replace(found[0], value=sum(values) / len(values), low=min(values), high=max(values))
+    return means
 
 
 def _cells(name: str, systems: Sequence[str], found: dict[str, Row]) -> Iterator[Cell | None]:
