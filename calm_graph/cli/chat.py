@@ -7,7 +7,14 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from calm_graph.cli.common import Subparsers, add_command
-from calm_graph.cli.generate import add_checkpoint_arguments, load_model, read_sampling, read_scales, write
+from calm_graph.cli.generate import (
+    add_checkpoint_arguments,
+    load_model,
+    load_selector,
+    read_sampling,
+    read_scales,
+    write,
+)
 from calm_graph.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +54,9 @@ def run(options: argparse.Namespace) -> int:
     model = load_model(options.checkpoint, exports=options.exports, remotes=options.remotes)
     from calm_graph.generate.conversation import Conversation
 
-    conversation = Conversation(model=model, sampling=sampling, system=options.system)
+    conversation = Conversation(
+        model=model, sampling=sampling, system=options.system, selector=load_selector(options, model)
+    )
     for name, scale in scales.items():
         conversation.set_scale(name, scale)
     # Where it exists, importing readline gives input() a history and the arrow keys.

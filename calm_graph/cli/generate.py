@@ -18,6 +18,7 @@ from calm_graph.errors import InputError
 
 if TYPE_CHECKING:
     from calm_graph.generate.sampling import Sampling
+    from calm_graph.generate.selector import Selector
     from calm_graph.model.composed import ComposedModel
 
 
@@ -62,6 +63,11 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, temperature: fl
         help="scale what an augmenter contributes; 0 switches it off",
     )
     parser.add_argument(
+        "--selector",
+        metavar="PACKAGE.MODULE:FUNCTION|FILE",
+        help="what chooses the augmenters of each prompt, such as a gate of fit-selector; default: all of them run",
+    )
+    parser.add_argument(
         "--onnx",
         dest="exports",
         action="append",
@@ -87,7 +93,14 @@ def run(options: argparse.Namespace) -> int:
     model = load_model(options.checkpoint, exports=options.exports, remotes=options.remotes)
     from calm_graph.generate.stream import stream_text
 
-    answer = stream_text(model, prompt, sampling=sampling, on_text=None if options.json else write, scales=scales)
+    answer = stream_text(
+        model,
+        prompt,
+        sampling=sampling,
+        on_text=None if options.json else write,
+        scales=scales,
+        selector=load_selector(options, model),
+    )
     if options.json:
         facts: dict[str, object] = {
             "text": answer.text,
@@ -167,6 +180,18 @@ def load_model(checkpoint: str, *, exports: Sequence[str] = (), remotes: Sequenc
         return ComposedModel.from_pretrained(checkpoint, device_map="cuda", **replaced)
     # Most CPUs have no bf16 arithmetic and run it several times slower; widening the weights is exact.
     return ComposedModel.from_pretrained(checkpoint, dtype=torch.float32, **replaced)
+
+
+def load_selector(options: argparse.Namespace, model: ComposedModel) -> Selector | None:
+    """Return what --selector names.
+
+    Raises:
+        InputError: There is no such function.
+        CheckpointError: The file is no selector for this composition.
+    """
+    from calm_graph.generate.selector import read_selector
+
+    return None if options.selector is None else read_selector(options.selector, model)
 
 
 def write(text: str) -> None:

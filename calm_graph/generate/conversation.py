@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from calm_graph.generate.sampling import Sampling
+from calm_graph.generate.selector import Selector
 from calm_graph.generate.stream import Generation, context_room, stream_text
 from calm_graph.model.composed import ComposedModel
 from calm_graph.model.prompts import messages_text, prompt_ids, render_chat
@@ -22,6 +23,7 @@ class Conversation:
         sampling: How tokens are chosen.
         system: A first message that is never trimmed.
         scales: Augmenter name -> factor on what it contributes; others keep the composition's.
+        selector: Chooses for each answer among the augmenters that `scales` does not name; None: all of them run.
         messages: What was said, the system message included.
     """
 
@@ -29,6 +31,7 @@ class Conversation:
     sampling: Sampling
     system: str | None = None
     scales: dict[str, float] = field(default_factory=dict)
+    selector: Selector | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -88,6 +91,7 @@ class Conversation:
                 prompt_text=prompt_text,
                 rendered=self.has_template,
                 scales=self.scales,
+                selector=self.selector,
             )
         except BaseException:
             self.messages.pop()

@@ -5,25 +5,23 @@ An engine is driven by one thread, which calls `step` while there is work. It kn
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 
-from calm_graph.errors import CalmGraphError, OverloadedError, ServingError
+from calm_graph.errors import OverloadedError
 from calm_graph.generate.admission import Admission
 from calm_graph.generate.answer import Answer
 from calm_graph.generate.batch import Anchor, Batch, Group
 from calm_graph.generate.engine_settings import EngineSettings
 from calm_graph.generate.logprobs import Logprobs
-from calm_graph.generate.prefill import Prefill
 from calm_graph.generate.prefixes import Prefixes
-from calm_graph.generate.requests import GenerationRequest, Output, PromptOutput, TokenLogprob, TokenOutput
+from calm_graph.generate.reading import Reading, Readings, told
+from calm_graph.generate.requests import GenerationRequest, Result, TokenOutput
 from calm_graph.generate.sampler import choice_seed, draw
 from calm_graph.generate.selector import Selector
 from calm_graph.generate.statistics import EngineStatistics
@@ -33,28 +31,8 @@ from calm_graph.model.timing import RunTimes, measured_runs
 from calm_graph.model.token_bytes import TokenBytes
 from calm_graph.plan.estimate import flops_per_prompt_token
 
-_log = logging.getLogger(__name__)
-
 _MEASURE_EVERY = 32
 """Steps between measurements of what augmenters write, for the statistics."""
-
-_REST_S = 0.005
-"""Time between looks for what a service has sent, where there is nothing else to do."""
-
-
-@dataclass(slots=True)
-class _Reading:
-    """A request whose prompt is being read."""
-
-    request: GenerationRequest
-    answers: list[Answer]
-    prefill: Prefill
-    width: int
-    prompt_logprobs: list[tuple[TokenLogprob, ...] | None] = field(default_factory=list)
-
-
-Result = tuple[str, Output | Exception]
-"""A request's id, and an output of it or the reason why it ends."""
 
 
 class Engine:
@@ -89,13 +67,19 @@ class Engine:
         self._end_ids = _end_ids(first)
         self._logprobs = Logprobs(self._bytes, first.tokenizer)
         self._waiting: deque[GenerationRequest] = deque()
-        self._reading: list[_Reading] = []
         self._answers: list[Answer] = []
         self._batch = Batch(self._anchor)
         self._prefixes = Prefixes(self.settings.prefix_tokens)
         self._prompt_flops = {name: flops_per_prompt_token(model.plan) for name, model in self.models.items()}
         self._times = RunTimes()
         self._statistics = EngineStatistics(cache_limit=self.settings.max_cache_tokens)
+        self._reading = Readings(
+            anchor=self._anchor,
+            admission=self._admission,
+            prefixes=self._prefixes,
+            logprobs=self._logprobs,
+            statistics=self._statistics,
+        )
 
     @property
     def has_work(self) -> bool:
@@ -130,10 +114,7 @@ class Engine:
         """End a request at once, without another output; one that is not under way is not looked for."""
         num_before = len(self._answers) + len(self._reading) + len(self._waiting)
         self._waiting = deque(request for request in self._waiting if request.id != request_id)
-        for reading in self._reading:
-            if reading.request.id == request_id:
-                reading.prefill.drop()
-        self._reading = [reading for reading in self._reading if reading.request.id != request_id]
+        self._reading.drop(request_id)
         self._keep([answer.request.id != request_id for answer in self._answers])
         num_left = len(self._answers) + len(self._reading) + len(self._waiting)
         self._statistics.count_finished("cancelled", num_before - num_left)
@@ -145,22 +126,17 @@ class Engine:
         results: list[Result] = []
         with measured_runs(self._times):
             self._admit(results)
-            num_read = self._read(results)
+            num_read, done = self._reading.read(self.settings.prefill_tokens, results)
+            for reading in done:
+                results += self._start(reading)
             if self._answers:
                 self._decode(results)
             elif num_read == 0 and not results:
-                self._rest()
+                self._reading.rest()
                 return results
         self._statistics.num_steps += 1
         self._statistics.step_s += time.perf_counter() - began
         return results
-
-    def _rest(self) -> None:
-        """Wait a moment for the services that were asked, instead of going in circles."""
-        groups = [reading.prefill.group for reading in self._reading]
-        asked = [pending.states for group in groups if group is not None for pending in group.request.pending.values()]
-        if asked:
-            wait(asked, timeout=_REST_S, return_when=FIRST_COMPLETED)
 
     def fail(self, error: Exception) -> list[Result]:
         """Give up everything under way; the engine is as new afterwards."""
@@ -168,9 +144,7 @@ class Engine:
         ids |= dict.fromkeys([reading.request.id for reading in self._reading])
         ids |= dict.fromkeys([answer.request.id for answer in self._answers])
         self._waiting.clear()
-        for reading in self._reading:
-            reading.prefill.drop()
-        self._reading.clear()
+        self._reading.drop()
         self._answers.clear()
         self._batch = Batch(self._anchor)
         return [(id, error) for id in ids]
@@ -178,22 +152,16 @@ class Engine:
     def statistics(self) -> EngineStatistics:
         """What it counts, as of now."""
         statistics = self._statistics
-        statistics.num_running = len(self._answers) + sum(len(reading.answers) for reading in self._reading)
+        statistics.num_running = len(self._answers) + self._reading.num_rows
         statistics.num_waiting = len(self._waiting)
-        statistics.cache_tokens = self._num_cached()
+        statistics.cache_tokens = len(self._answers) * self._batch.width + self._reading.num_cached
         statistics.prefix_tokens = self._prefixes.num_tokens
         statistics.augmenter_s = dict(self._times.seconds)
         statistics.augmenter_tokens = dict(self._times.num_tokens)
         return replace(statistics)
 
-    def _num_cached(self) -> int:
-        reading = sum(reading.width * len(reading.answers) for reading in self._reading)
-        return len(self._answers) * self._batch.width + reading
-
     def _has_room(self, request: GenerationRequest) -> bool:
-        # Those that wait for a service take no time, and must not hold up the others.
-        num_prefills = sum(not reading.prefill.is_waiting for reading in self._reading)
-        return num_prefills < self.settings.max_prefills and self._num_fitting([request]) == 1
+        return self._reading.num_at_work < self.settings.max_prefills and self._num_fitting([request]) == 1
 
     def _num_without_room(self) -> int:
         """Requests that wait for others to end; those that came with them between two steps wait for a step only."""
@@ -202,7 +170,7 @@ class Engine:
     def _num_fitting(self, requests: Iterable[GenerationRequest]) -> int:
         """How many of these, from the first on, there is room for beside all that is under way."""
         # By what all of them may come to: a request that was let in is never sent away again.
-        num_rows = len(self._answers) + sum(len(reading.answers) for reading in self._reading)
+        num_rows = len(self._answers) + self._reading.num_rows
         widths = [self._admission.width(answer.request) for answer in self._answers]
         width = max([*widths, *(reading.width for reading in self._reading)], default=0)
         count = 0
@@ -223,25 +191,11 @@ class Engine:
         while self._waiting and self._has_room(self._waiting[0]):
             request = self._waiting.popleft()
             try:
-                self._reading.append(self._begin(request))
+                reading = self._reading.begin(request, self._new_answers(request))
             except Exception as error:
-                results.append((request.id, _told(error)))
-
-    def _begin(self, request: GenerationRequest) -> _Reading:
-        prefill = self._new_prefill(request, scores=request.sampling.prompt_logprobs is not None)
-        self._count_prompt(request, prefill.group)
-        return _Reading(request, self._new_answers(request), prefill, self._admission.width(request))
-
-    def _new_prefill(self, request: GenerationRequest, *, scores: bool) -> Prefill:
-        """Begin to read a prompt, either to tell how likely its own words are, or to answer it."""
-        ids = (*request.prompt_ids, *request.resume_ids)
-        # How likely a word is must not depend on those after it, which augmenters may show where a prompt is answered.
-        group = self._admission.group(request, closes_prompt=scores)
-        prefill = Prefill(self._anchor, ids, group, wants_all=scores)
-        if not scores:
-            self._statistics.num_reused_tokens += self._prefixes.restore(prefill, request)
-        prefill.start()
-        return prefill
+                results.append((request.id, told(error)))
+            else:
+                self._count_prompt(request, reading.prefill.group)
 
     def _new_answers(self, request: GenerationRequest) -> list[Answer]:
         sampling = request.sampling
@@ -263,67 +217,9 @@ class Engine:
             answers[0].take(id, (), None)
         return answers
 
-    def _read(self, results: list[Result]) -> int:
-        """Spend the budget: half of it on the request that came first, the rest on the shortest, so that neither waits.
-
-        As few and as long pieces as that allows, because a short piece takes longer for each of its tokens. Tells how
-        many tokens were read.
-        """
-        budget = self.settings.prefill_tokens
-        if self._reading:
-            first = self._reading[0]
-            budget -= self._read_until(first, budget - budget // 2, results)
-            for reading in sorted(self._reading, key=lambda reading: reading.prefill.num_left):
-                budget -= self._read_until(reading, budget, results)
-        return self.settings.prefill_tokens - budget
-
-    def _read_until(self, reading: _Reading, budget: int, results: list[Result]) -> int:
-        """Read at most so many tokens of one prompt; tells how many it were."""
-        num_read = 0
-        try:
-            while num_read < budget and not reading.prefill.is_done:
-                num_piece = self._read_piece(reading, budget - num_read)
-                if num_piece == 0:
-                    break
-                num_read += num_piece
-            if reading.prefill.is_done and reading.prefill.wants_all:
-                results.append((reading.request.id, self._scored(reading)))
-                if reading.request.sampling.max_new_tokens and self._admission.opens_prompt(reading.request):
-                    reading.prefill = self._new_prefill(reading.request, scores=False)
-        except Exception as error:
-            reading.prefill.drop()
-            self._reading.remove(reading)
-            results.append((reading.request.id, _told(error)))
-            return num_read
-        if reading.prefill.is_done:
-            self._reading.remove(reading)
-            results += self._start(reading)
-        return num_read
-
-    def _scored(self, reading: _Reading) -> PromptOutput:
-        return PromptOutput(logprobs=tuple(reading.prompt_logprobs), skipped_augmenters=reading.prefill.skipped)
-
-    def _read_piece(self, reading: _Reading, num_tokens: int) -> int:
-        prefill = reading.prefill
-        first = prefill.num_read
-        num_read = prefill.advance(num_tokens, measure=reading.request.contributions)
-        if prefill.wants_all and prefill.num_read > first:
-            self._note_prompt(reading, first)
-        return num_read
-
-    def _note_prompt(self, reading: _Reading, first: int) -> None:
-        prefill, count = reading.prefill, reading.request.sampling.prompt_logprobs
-        assert prefill.logits_TV is not None and count is not None
-        if first == 0:
-            reading.prompt_logprobs.append(None)
-        ids = reading.request.prompt_ids[first + 1 : prefill.num_read + 1]
-        reading.prompt_logprobs += self._logprobs.of(prefill.logits_TV[: len(ids)], ids, count)
-
-    def _start(self, reading: _Reading) -> Iterator[Result]:
+    def _start(self, reading: Reading) -> Iterator[Result]:
         """Draw the first token of each answer; those that go on join the batch."""
         request, prefill = reading.request, reading.prefill
-        if not prefill.wants_all:
-            self._prefixes.store(prefill, request)
         assert prefill.logits_TV is not None
         going = reading.answers
         for answer in going:
@@ -401,14 +297,6 @@ class Engine:
         costs = self._prompt_flops.get(request.composition, {})
         off = {name: flops for name, flops in costs.items() if not on.get(name)}
         self._statistics.count_skipped(off, num_tokens=len(request.prompt_ids))
-
-
-def _told(error: Exception) -> Exception:
-    """What the one who asked is told of an error that ends this request alone."""
-    if isinstance(error, CalmGraphError):
-        return error
-    _log.error("a request could not be read", exc_info=error)
-    return ServingError(f"the request could not be read: {type(error).__name__}: {error}")
 
 
 def _end_ids(model: ComposedModel) -> frozenset[int]:

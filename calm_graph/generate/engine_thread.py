@@ -10,8 +10,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from calm_graph.errors import OverloadedError, ServingError
-from calm_graph.generate.engine import Engine, Result
-from calm_graph.generate.requests import GenerationRequest, Output, TokenOutput
+from calm_graph.generate.engine import Engine
+from calm_graph.generate.requests import GenerationRequest, Output, Result, TokenOutput
 from calm_graph.generate.statistics import EngineStatistics
 
 _log = logging.getLogger(__name__)

@@ -89,3 +89,6 @@ class TokenOutput:
 
 
 Output = PromptOutput | TokenOutput
+
+Result = tuple[str, Output | Exception]
+"""A request's id, and an output of it or the reason why it ends."""

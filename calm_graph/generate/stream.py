@@ -12,6 +12,7 @@ from calm_graph.generate.engine import Engine
 from calm_graph.generate.engine_settings import EngineSettings
 from calm_graph.generate.requests import GenerationRequest, TokenOutput
 from calm_graph.generate.sampling import Sampling
+from calm_graph.generate.selector import Selector
 from calm_graph.model.composed import ComposedModel
 from calm_graph.model.prompts import prompt_ids
 
@@ -46,6 +47,7 @@ def stream_text(
     prompt_text: str | None = None,
     rendered: bool = False,
     scales: Mapping[str, float] | None = None,
+    selector: Selector | None = None,
 ) -> Generation:
     """Continue a prompt.
 
@@ -59,6 +61,7 @@ def stream_text(
         prompt_text: What the augmenters read; None is the prompt.
         rendered: Whether a chat template wrote the prompt, with its special tokens.
         scales: Augmenter name -> factor on what it contributes; others keep the composition's.
+        selector: Chooses among the augmenters that `scales` does not name; None: all of them run.
 
     Returns:
         The answer.
@@ -84,11 +87,12 @@ def stream_text(
     )
     settings = EngineSettings(max_running=1, max_cache_tokens=len(ids) + sampling.max_new_tokens, prefix_tokens=0)
     began = time.perf_counter()
+    engine = Engine({name: model}, settings, selectors={} if selector is None else {name: selector})
     pieces: list[str] = []
     num_new_tokens = 0
     stopped: Stopped = "interrupted"
     try:
-        for output in _outputs(Engine({name: model}, settings), request):
+        for output in _outputs(engine, request):
             num_new_tokens += output.token_id is not None
             if output.text:
                 pieces.append(output.text)

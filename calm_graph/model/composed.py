@@ -19,7 +19,7 @@ from calm_graph.model.augmenter_graph import AugmenterGraph, AugmenterInputs
 from calm_graph.model.cache import ComposedCache
 from calm_graph.model.config import CalmGraphConfig
 from calm_graph.model.generation import ComposedGeneration
-from calm_graph.model.inputs import check_ids
+from calm_graph.model.inputs import check_tokens
 from calm_graph.model.losses import divergence, next_token, supervised_positions
 from calm_graph.model.pretrained import PretrainedMixin
 from calm_graph.model.scales import Scale
@@ -312,44 +312,14 @@ class ComposedModel(PretrainedMixin, ComposedGeneration, PreTrainedModel, Genera
     def anchor_tokens(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, *, past: int = 0
     ) -> AnchorTokens:
-        """Check new anchor tokens and count the real ones.
-
-        Args:
-            input_ids: int64 [B, T].
-            attention_mask: bool or int [B, past + T], or None.
-            past: Columns before these.
-
-        Returns:
-            The tokens with their index among each row's real ones.
-
-        Raises:
-            InputError: Empty, ids out of range, a mask of another shape, or longer than the anchor's context.
-        """
-        if input_ids.ndim != 2 or input_ids.shape[1] == 0:
-            raise InputError(f"input_ids: got shape {tuple(input_ids.shape)}; expected [batch, tokens], tokens >= 1")
-        num_rows, num_new = input_ids.shape
-        if past == 0:
-            # Not at every step: looking at the ids makes a GPU wait, and generated ones are the anchor's own.
-            check_ids(input_ids, self.config.get_text_config(decoder=True).vocab_size)
-        if attention_mask is None:
-            index_BT = torch.arange(past, past + num_new, device=input_ids.device).expand(num_rows, -1)
-            real_BT = torch.ones_like(input_ids, dtype=torch.bool)
-        elif attention_mask.shape == (num_rows, past + num_new):
-            real_BT = attention_mask.bool()
-            index_BT = (real_BT.cumsum(dim=1) - 1).clamp(min=0)[:, past:]
-            real_BT = real_BT[:, past:]
-        else:
-            raise InputError(
-                f"attention_mask: got shape {tuple(attention_mask.shape)}, expected ({num_rows}, {past + num_new}): "
-                "one column for each token so far"
-            )
-        limit = self.plan.anchor.card.context_length
-        if limit is not None and past + num_new > limit and (longest := int(index_BT.max()) + 1) > limit:
-            raise InputError(
-                f"input_ids: got {longest} tokens, but anchor {self.plan.anchor.name!r} has a context of {limit}; "
-                "shorten the prompt or generate fewer tokens"
-            )
-        return AnchorTokens(ids_BT=input_ids, real_BT=real_BT, index_BT=index_BT)
+        """Check new tokens of this model's anchor and count the real ones: see `check_tokens`."""
+        return check_tokens(
+            input_ids,
+            attention_mask,
+            past=past,
+            vocab_size=self.config.get_text_config(decoder=True).vocab_size,
+            anchor=self.plan.anchor,
+        )
 
     def _start(self, stored: Mapping[str, StoredStates] | None, real_BT: torch.Tensor) -> Start | None:
         name = self.plan.anchor.name

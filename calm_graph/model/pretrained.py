@@ -119,7 +119,7 @@ class PretrainedMixin(_Base):
             CheckpointError: It is damaged, newer than this version, or was made for other frozen models.
             TypeError: An argument that does not apply to a composition.
         """
-        from calm_graph.model.build import build_from_description
+        from calm_graph.model.restore import build_from_description
 
         hub = {name: kwargs.pop(name) for name in _HUB if name in kwargs}
         for name in _IGNORED:

@@ -13,7 +13,8 @@ import torch
 from calm_graph.augmenters.torch_backend import TorchBackend
 from calm_graph.data.samples import Batch
 from calm_graph.errors import StatesError
-from calm_graph.model.build import build_graph, text_readers
+from calm_graph.model.build import build_graph
+from calm_graph.model.runtimes import text_readers
 from calm_graph.model.tokens import AnchorTokens, Tokens
 from calm_graph.plan.parts import Plan
 from calm_graph.states.key import DTYPES, CacheKey, sample_keys

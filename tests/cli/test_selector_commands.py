@@ -9,6 +9,7 @@ import pytest
 
 from calm_graph import Augmenter, every
 from calm_graph.cli import main
+from calm_graph.generate.selector import Prompt
 from registry import registry
 from tests.evaluate.conftest import write_rows
 from tests.model.pico import Zoo
@@ -64,6 +65,30 @@ def test_joined_and_chosen_for_each_prompt(place: Path, capsys: pytest.CaptureFi
     assert "--selector: only for --systems composed_selected" in capsys.readouterr().err
 
 
+def nobody(prompt: Prompt) -> list[str]:
+    return []
+
+
+def test_generate_and_chat_wake_those_that_are_chosen(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generated(*options: str) -> str:
+        command = ["generate", "runs/one", "price of 3 is", "--max-new-tokens", "12", "--json", "--registry", "models"]
+        assert main([*command, *options]) == 0
+        return str(json.loads(capsys.readouterr().out)["text"])
+
+    alone = generated("--augmenter", "one=0")
+    chosen = ("--selector", f"{__name__}:nobody")
+    assert generated(*chosen) == alone != generated()
+    # What is named is not asked about.
+    assert generated(*chosen, "--augmenter", "one=1") == generated()
+    lines = iter(["price of 3 is", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    talk = ["chat", "runs/one", "--max-new-tokens", "12", "--temperature", "0", "--registry", "models", *chosen]
+    assert main(talk) == 0
+    assert alone in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -71,6 +96,7 @@ def test_joined_and_chosen_for_each_prompt(place: Path, capsys: pytest.CaptureFi
         (["join", "both.py", "runs/one", "runs/one", "--out", "x"], "which one before it has too"),
         (["join", "both.py", "runs/none", "--out", "x"], "runs/none: there is no composition.json"),
         (["fit-selector", "runs/one", "--data", "rows.jsonl", "--out", "gate"], "--out: got gate, but the name of a"),
+        (["generate", "runs/one", "so", "--selector", "gate.safetensors"], "gate.safetensors: is no selector"),
         (["fit-selector", "runs/one", "--data", "none.jsonl", "--out", "g.safetensors"], "none.jsonl"),
     ],
 )

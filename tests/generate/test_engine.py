@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from calm_graph.errors import InputError, OverloadedError
-from calm_graph.generate.engine import Engine, Result
+from calm_graph.generate.engine import Engine
 from calm_graph.generate.engine_settings import EngineSettings
-from calm_graph.generate.requests import GenerationRequest, PromptOutput, TokenOutput
+from calm_graph.generate.requests import GenerationRequest, PromptOutput, Result, TokenOutput
 from calm_graph.generate.sampling import Sampling
 from calm_graph.model.composed import ComposedModel
 from tests.model.cases import CASES, COMPLETIONS, PROMPTS, compose, off
