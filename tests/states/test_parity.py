@@ -11,7 +11,7 @@ import torch
 
 from calm_graph import Augmenter, Composition, every, fit
 from calm_graph.errors import InputError
-from calm_graph.model import build as build_module
+from calm_graph.model import runtimes as runtimes_module
 from calm_graph.model.composed import ComposedModel
 from calm_graph.states.precompute import precompute
 from calm_graph.train import job as job_module
@@ -65,7 +65,7 @@ def test_the_loss_trace_is_that_of_training_without_a_cache(
         composition, ROWS, HELD_OUT, out=tmp_path / "states", dtype="fp32", anchor=anchor, registry=zoo.registry,
         show="none", shard_bytes=40_000, batch_size=3,
     )  # fmt: skip
-    monkeypatch.setattr(build_module, "load_body", None)  # no augmenter can be loaded from here on
+    monkeypatch.setattr(runtimes_module, "load_body", None)  # no augmenter can be loaded from here on
     found = train(composition, zoo, tmp_path / "cached", states=tmp_path / "states")
     assert len(found) == 12 + 4
     assert found == pytest.approx(expected, rel=1e-6)
