@@ -22,23 +22,30 @@ composition = Composition(name="both", anchor="anchor", augmenters=parts)
 """
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(registry, "_cards", dict(registry._cards))
-    monkeypatch.chdir(tmp_path)
-    zoo = Zoo(tmp_path / "models")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with cards, two trained compositions and rows."""
+    folder = tmp_path_factory.mktemp("place")
+    zoo = Zoo(folder / "models")
     zoo.add("anchor", "llama", tokenizer="bytes", seed=1)
     zoo.add("one", "qwen2", tokenizer="bytes", seed=2)
     zoo.add("two", "llama", tokenizer="spaces", seed=3)
     for name in ("anchor", "one", "two"):
         (zoo.folder / f"{name}.json").write_text(json.dumps({"name": name, "source": f"folder:{name}"}))
     for name in ("one", "two"):
-        zoo.compose(Augmenter(name, attach=every(2))).save_pretrained(tmp_path / "runs" / name)
-    (tmp_path / "both.py").write_text(BOTH)
+        zoo.compose(Augmenter(name, attach=every(2))).save_pretrained(folder / "runs" / name)
+    (folder / "both.py").write_text(BOTH)
     rows = [{"prompt": f"price of {n} is", "completion": f" {3 * n}"} for n in range(12)]
-    write_rows(tmp_path / "rows.jsonl", rows)
-    write_rows(tmp_path / "keep.jsonl", [{"text": f"Plain words, number {n}"} for n in range(6)])
-    return tmp_path
+    write_rows(folder / "rows.jsonl", rows)
+    write_rows(folder / "keep.jsonl", [{"text": f"Plain words, number {n}"} for n in range(6)])
+    return folder
+
+
+@pytest.fixture
+def place(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(registry, "_cards", dict(registry._cards))
+    monkeypatch.chdir(made)
+    return made
 
 
 def test_joined_and_chosen_for_each_prompt(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,11 +103,11 @@ def test_generate_and_chat_wake_those_that_are_chosen(
         (["join", "both.py", "runs/one", "runs/one", "--out", "x"], "which one before it has too"),
         (["join", "both.py", "runs/none", "--out", "x"], "runs/none: there is no composition.json"),
         (["fit-selector", "runs/one", "--data", "rows.jsonl", "--out", "gate"], "--out: got gate, but the name of a"),
-        (["generate", "runs/one", "so", "--selector", "gate.safetensors"], "gate.safetensors: is no selector"),
+        (["generate", "runs/one", "so", "--selector", "none.safetensors"], "none.safetensors: is no selector"),
         (["fit-selector", "runs/one", "--data", "none.jsonl", "--out", "g.safetensors"], "none.jsonl"),
     ],
 )
 def test_one_clear_error(place: Path, capsys: pytest.CaptureFixture[str], command: list[str], message: str) -> None:
     assert main([*command, "--registry", "models"]) == 1
     assert message in capsys.readouterr().err
-    assert not Path("x").exists() and not list(Path().glob("g*"))
+    assert not Path("x").exists() and not Path("gate").exists() and not Path("g.safetensors").exists()

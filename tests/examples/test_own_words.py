@@ -11,8 +11,8 @@ pytestmark = pytest.mark.realmodels
 
 
 def test_instructions_and_their_answers_are_drawn() -> None:
-    rows = list(own_words("smollm2-135m-instruct", count=2, max_tokens=32, batch_size=8))
-    assert len({row["prompt"] for row in rows}) == 2
+    rows = list(own_words("smollm2-135m-instruct", count=1, max_tokens=24, batch_size=4))
+    assert len(rows) == 1
     start, end = PROMPT.split("{instruction}")
     for row in rows:
         assert row["prompt"].startswith(start) and row["prompt"].endswith(end) and row["completion"].strip()
