@@ -11,7 +11,7 @@ from calm_graph.errors import InputError
 from calm_graph.generate.batch import Group
 from calm_graph.generate.engine_settings import EngineSettings
 from calm_graph.generate.requests import GenerationRequest
-from calm_graph.generate.selector import Prompt, Selector
+from calm_graph.generate.selector import Prompt, Selector, chosen
 from calm_graph.model.composed import ComposedModel
 from calm_graph.model.inputs import check_ids
 from calm_graph.model.token_bytes import TokenBytes
@@ -128,9 +128,7 @@ class Admission:
         text = request.prompt_text
         if text is None:
             text = b"".join(self._bytes.text(request.prompt_ids)).decode(errors="replace")
-        wanted = set(selector(Prompt(text=text, ids=request.prompt_ids, augmenters=open_names)))
-        if unknown := wanted.difference(open_names):
-            raise InputError(f"selector: chose {sorted(unknown)}, but it may choose among {', '.join(open_names)}")
+        wanted = chosen(selector, Prompt(text=text, ids=request.prompt_ids, augmenters=open_names))
         return {name: 0.0 if name in open_names and name not in wanted else scale for name, scale in scales.items()}
 
     def width(self, request: GenerationRequest) -> int:

@@ -38,6 +38,19 @@ Selector = Callable[[Prompt], Iterable[str]]
 """Returns the names of the augmenters worth running; the others are not run for the request."""
 
 
+def chosen(selector: Selector, prompt: Prompt) -> set[str]:
+    """Return the names that a selector chooses.
+
+    Raises:
+        InputError: One of them is not to choose from.
+    """
+    wanted = set(selector(prompt))
+    if unknown := wanted.difference(prompt.augmenters):
+        allowed = ", ".join(prompt.augmenters)
+        raise InputError(f"selector: chose {sorted(unknown)}, but it may choose among {allowed}")
+    return wanted
+
+
 class LearnedSelector:
     """A linear gate for each augmenter, on the mean state of the prompt after one of the anchor's blocks.
 

@@ -17,7 +17,7 @@ from calm_graph.data.samples import Batch, Dataset
 from calm_graph.data.sources import Rows
 from calm_graph.declare.settings import LongRows
 from calm_graph.errors import InputError
-from calm_graph.generate.selector import LearnedSelector, Prompt, Selector, mean_state
+from calm_graph.generate.selector import LearnedSelector, Prompt, Selector, chosen, mean_state
 from calm_graph.model.composed import ComposedModel
 from calm_graph.model.losses import supervised_positions
 from calm_graph.model.prompts import nonempty_prompt_ids
@@ -37,13 +37,16 @@ def chosen_scales(selector: Selector, model: ComposedModel, batch: Batch) -> dic
 
     Returns:
         For each augmenter that the anchor reads, its factor in each row, float [B]: 0 where it is not chosen.
+
+    Raises:
+        InputError: It chooses something else.
     """
     edges = {edge.source: edge.scale for edge in model.plan.into(model.plan.anchor.name)}
-    chosen = [
-        set(selector(Prompt(text=text, ids=tuple(ids), augmenters=tuple(edges))))
+    of_rows = [
+        chosen(selector, Prompt(text=text, ids=tuple(ids), augmenters=tuple(edges)))
         for text, ids in zip(batch["prompt_texts"], _prompts(model, batch), strict=True)
     ]
-    return {name: torch.tensor([scale if name in names else 0.0 for names in chosen]) for name, scale in edges.items()}
+    return {name: torch.tensor([scale if name in row else 0.0 for row in of_rows]) for name, scale in edges.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,9 @@ def test_each_row_of_a_batch_has_its_own_augmenters(zoo: Zoo) -> None:
         prompt_ids(model.tokenizer, "price of apples"),
     ]
 
+    with pytest.raises(InputError, match=r"selector: chose \['sane'\], but it may choose among same, window, reader"):
+        chosen_scales(lambda prompt: ["sane"], model, batch)
+
 
 CHOSEN = ["price of apples is 3", "The quick brown fox", "", "so"]
 AFTER = [" 14", " jumps", "Hello", " The end"]
