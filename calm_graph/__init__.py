@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from calm_graph.model.composed import ComposedModel
     from calm_graph.plan.graph import Plan, make_plan
     from calm_graph.states.precompute import precompute
+    from calm_graph.train.gate import fit_selector
     from calm_graph.train.ray_sweep import sweep
     from calm_graph.train.run import fit
-    from calm_graph.train.selector import fit_selector
 
 __version__ = "0.1.0"
 
@@ -84,7 +84,7 @@ _LAZY = {
     "build_model": "calm_graph.model.build",
     "export_augmenter": "calm_graph.augmenters.onnx_export",
     "fit": "calm_graph.train.run",
-    "fit_selector": "calm_graph.train.selector",
+    "fit_selector": "calm_graph.train.gate",
     "sweep": "calm_graph.train.ray_sweep",
     "Plan": "calm_graph.plan.graph",
     "load_composition": "calm_graph.declare.files",

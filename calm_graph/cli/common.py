@@ -53,6 +53,26 @@ def add_columns_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_row_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what commands share that run models over rows without training them."""
+    add_columns_argument(parser)
+    parser.add_argument("--max-length", type=int, metavar="N", help="tokens per row (default: the anchor's context)")
+    parser.add_argument(
+        "--long-rows", choices=("error", "skip", "cut"), default="error", help="as in training (default: error)"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows run at once (default: 8)")
+
+
+def read_row_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what `add_row_arguments` asked for, under the names that the library's functions have for it.
+
+    Raises:
+        InputError: A part of --columns is not `KEY=COLUMN`.
+    """
+    names = ("max_length", "long_rows", "batch_size")
+    return {"columns": read_columns(options.columns), **{name: getattr(options, name) for name in names}}
+
+
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     """Add --json."""
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -109,8 +129,6 @@ def read_columns(text: str | None) -> dict[str, str] | None:
     Raises:
         InputError: A part is not `KEY=COLUMN`.
     """
-    from calm_graph.errors import InputError
-
     if text is None:
         return None
     columns = {}

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from calm_graph.cli.common import (
     Subparsers,
-    add_columns_argument,
     add_command,
     add_json_argument,
+    add_row_arguments,
     add_show_argument,
     print_json,
-    read_columns,
+    read_row_options,
 )
 from calm_graph.cli.generate import load_model
 from calm_graph.errors import InputError
@@ -44,7 +44,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--keep", action="append", metavar="DATA", help="rows of what the anchor should do alone; may be repeated"
     )
-    add_columns_argument(parser)
+    add_row_arguments(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="a .safetensors file")
     parser.add_argument(
         "--layer", type=int, metavar="N", help="the anchor's, after which it looks (default: a quarter of the way up)"
@@ -55,11 +55,6 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--threshold", type=float, default=0.5, metavar="P", help="lower runs augmenters more often (default: 0.5)"
     )
-    parser.add_argument("--max-length", type=int, metavar="N", help="tokens per row (default: the anchor's context)")
-    parser.add_argument(
-        "--long-rows", choices=("error", "skip", "cut"), default="error", help="as in training (default: error)"
-    )
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows run at once (default: 8)")
     add_show_argument(parser)
     add_json_argument(parser)
     parser.set_defaults(run=run)
@@ -81,20 +76,17 @@ def run(options: argparse.Namespace) -> int:
     if out.suffix != ".safetensors" or not out.parent.is_dir():
         raise InputError(f"--out: got {out}, but the name of a .safetensors file in a folder that exists is needed")
     model = load_model(options.checkpoint)
-    from calm_graph.train.selector import fit_selector
+    from calm_graph.train.gate import fit_selector
 
     try:
         fitted = fit_selector(
             model,
             data=options.data,
             keep=options.keep,
-            columns=read_columns(options.columns),
             layer=options.layer,
             min_gain=options.min_gain,
             threshold=options.threshold,
-            max_length=options.max_length,
-            long_rows=options.long_rows,
-            batch_size=options.batch_size,
+            **read_row_options(options),
             show=options.show,
         )
     except KeyboardInterrupt:

@@ -8,14 +8,14 @@ from dataclasses import asdict
 
 from calm_graph.cli.common import (
     Subparsers,
-    add_columns_argument,
     add_command,
     add_file_argument,
     add_json_argument,
+    add_row_arguments,
     add_show_argument,
     print_json,
-    read_columns,
     read_plan,
+    read_row_options,
 )
 
 
@@ -39,7 +39,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         metavar="DATA",
         help="rows that training will use, from wherever it takes them, held-out ones too; may be repeated",
     )
-    add_columns_argument(parser)
+    add_row_arguments(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the states; what is there is kept")
     parser.add_argument(
         "--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="of the states (default: bf16)"
@@ -50,11 +50,6 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         default=True,
         help="keep the anchor's states below its first attachment as well (default: yes)",
     )
-    parser.add_argument("--max-length", type=int, metavar="N", help="tokens per sample (default: the anchor's context)")
-    parser.add_argument(
-        "--long-rows", choices=("error", "skip", "cut"), default="error", help="as in training (default: error)"
-    )
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="samples run at once (default: 8)")
     parser.add_argument(
         "--num-workers", type=int, default=0, metavar="N", help="Ray actors; 0 is this process (default: 0)"
     )
@@ -83,12 +78,9 @@ def run(options: argparse.Namespace) -> int:
             composition,
             *options.data,
             out=options.out,
-            columns=read_columns(options.columns),
             dtype=options.dtype,
             anchor=options.anchor,
-            max_length=options.max_length,
-            long_rows=options.long_rows,
-            batch_size=options.batch_size,
+            **read_row_options(options),
             num_workers=options.num_workers,
             use_gpu=options.use_gpu,
             device=options.device,

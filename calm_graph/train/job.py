@@ -16,10 +16,10 @@ from calm_graph.model.build import build_model
 from calm_graph.model.checkpoint import put_tensors
 from calm_graph.model.composed import ComposedModel
 from calm_graph.plan.parts import Plan
+from calm_graph.train.chosen import chosen_scales
 from calm_graph.train.folder import RunFolder
 from calm_graph.train.loop import Loop, TrainResult
 from calm_graph.train.progress import Reporter
-from calm_graph.train.selector import chosen_scales
 from calm_graph.train.workers import Workers
 from registry import Registry
 

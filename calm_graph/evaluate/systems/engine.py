@@ -28,7 +28,7 @@ from calm_graph.generate.requests import GenerationRequest, TokenOutput
 from calm_graph.generate.sampling import Sampling
 from calm_graph.generate.selector import LearnedSelector, read_selector
 from calm_graph.model.composed import ComposedModel
-from calm_graph.train.selector import chosen_scales
+from calm_graph.train.chosen import chosen_scales
 from registry.weights import identity as frozen_identity
 
 _NAME = "composed"

@@ -13,7 +13,8 @@ from calm_graph.evaluate.systems.engine import EngineSystem
 from calm_graph.generate.selector import Prompt
 from calm_graph.model.composed import ComposedModel
 from calm_graph.model.prompts import prompt_ids
-from calm_graph.train.selector import chosen_scales, fit_selector
+from calm_graph.train.chosen import chosen_scales
+from calm_graph.train.gate import fit_selector
 from examples.arithmetic import data as arithmetic
 from examples.arithmetic.demo import SHIPPED
 from tests.model.cases import compose

@@ -1,52 +1,27 @@
-"""Selectors over rows: which augmenters each row of a batch has, and a gate learned from what augmenters are worth."""
+"""A gate learned from rows: it tells from a prompt which augmenters are worth running."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
 from calm_graph.data.columns import Columns
 from calm_graph.data.load import load_dataset
-from calm_graph.data.order import split
-from calm_graph.data.samples import Batch, Dataset
+from calm_graph.data.samples import Dataset
 from calm_graph.data.sources import Rows
 from calm_graph.declare.settings import LongRows
 from calm_graph.errors import InputError
-from calm_graph.generate.selector import LearnedSelector, Prompt, Selector, chosen, mean_state
+from calm_graph.generate.selector import LearnedSelector, mean_state
 from calm_graph.model.composed import ComposedModel
-from calm_graph.model.losses import supervised_positions
-from calm_graph.model.prompts import nonempty_prompt_ids
 from calm_graph.states.progress import Show, progress
+from calm_graph.train.chosen import row_prompts
+from calm_graph.train.worth import gains
 
 _HELD_OUT = 5
 """Every fifth row tells how well a gate decides that was fitted on the others."""
-
-
-def chosen_scales(selector: Selector, model: ComposedModel, batch: Batch) -> dict[str, torch.Tensor]:
-    """Choose the augmenters of each row of a batch, as an engine would for its prompt.
-
-    Args:
-        selector: What chooses.
-        model: The composition.
-        batch: B rows.
-
-    Returns:
-        For each augmenter that the anchor reads, its factor in each row, float [B]: 0 where it is not chosen.
-
-    Raises:
-        InputError: It chooses something else.
-    """
-    edges = {edge.source: edge.scale for edge in model.plan.into(model.plan.anchor.name)}
-    of_rows = [
-        chosen(selector, Prompt(text=text, ids=tuple(ids), augmenters=tuple(edges)))
-        for text, ids in zip(batch["prompt_texts"], _prompts(model, batch), strict=True)
-    ]
-    return {name: torch.tensor([scale if name in row else 0.0 for row in of_rows]) for name, scale in edges.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,61 +107,32 @@ def fit_selector(
         if rows is not None
     ]
     names = list(dict.fromkeys(edge.source for edge in model.plan.into(model.plan.anchor.name)))
-    needed = [_needed(model, parts[0], names, min_gain=min_gain, batch_size=batch_size, show=show)]
-    needed += [torch.zeros(len(part), len(names)) for part in parts[1:]]
-    needed_RA = torch.cat(needed)
+    needed_RA = torch.zeros(sum(map(len, parts)), len(names))
+    needed_RA[: len(parts[0])] = (gains(model, parts[0], names, batch_size=batch_size, show=show) > min_gain).float()
     states_RD = torch.cat([_states(model, part, layer=layer, show=show) for part in parts])
 
-    def fitted(rows: torch.Tensor) -> LearnedSelector:
-        weights_AD, biases_A = _fit(states_RD[rows], needed_RA[rows], decay=decay)
+    def fitted(rows_R: torch.Tensor) -> LearnedSelector:
+        weights_AD, biases_A = _fit(states_RD[rows_R], needed_RA[rows_R], decay=decay)
         return LearnedSelector(
             model, layer=layer, names=names, weights_AD=weights_AD, biases_A=biases_A, threshold=threshold
         )
 
-    order = torch.randperm(len(states_RD), generator=torch.Generator().manual_seed(0))
-    held_out, others = order[::_HELD_OUT], torch.tensor([row for place, row in enumerate(order) if place % _HELD_OUT])
+    order_R = torch.randperm(len(states_RD), generator=torch.Generator().manual_seed(0))
+    is_held_out_R = torch.arange(len(order_R)) % _HELD_OUT == 0
     decided = {}
-    if len(order) >= _HELD_OUT:
-        chosen_RA = fitted(others).likely(states_RD[held_out]) >= threshold
-        needs_RA = needed_RA[held_out].bool()
-        for place, name in enumerate(names):
-            chosen_R, needs_R = chosen_RA[:, place], needs_RA[:, place]
-            decided[name] = Decided(
-                len(held_out), int(needs_R.sum()), int(chosen_R.sum()), int((chosen_R == needs_R).sum())
-            )
-    return FittedSelector(fitted(order), decided)
+    if len(order_R) >= _HELD_OUT:
+        held_out_R = order_R[is_held_out_R]
+        likely_RA = fitted(order_R[~is_held_out_R]).likely(states_RD[held_out_R])
+        decided = _decided(names, likely_RA >= threshold, needed_RA[held_out_R].bool())
+    return FittedSelector(fitted(order_R), decided)
 
 
-def _needed(
-    model: ComposedModel, dataset: Dataset, names: Sequence[str], *, min_gain: float, batch_size: int, show: Show
-) -> torch.Tensor:
-    """Tell whom each row needs: float [R, A] of 0 and 1."""
-    needed_RA = torch.zeros(len(dataset), len(names))
-    order = np.argsort(dataset.lengths, kind="stable")[::-1]
-    with progress(show, done=0, total=len(dataset), label="what augmenters are worth") as advance:
-        for rows in split(order, dataset.lengths, batch_size=batch_size):
-            batch = dataset.batch(rows.tolist())
-            all_B = _nats_per_token(model, batch, {})
-            for place, name in enumerate(names):
-                gain_B = _nats_per_token(model, batch, {name: 0.0}) - all_B
-                needed_RA[torch.from_numpy(rows.copy()), place] = (gain_B > min_gain).float()
-            advance(len(rows))
-    return needed_RA
-
-
-@torch.no_grad()
-def _nats_per_token(model: ComposedModel, batch: Batch, scales: Mapping[str, float]) -> torch.Tensor:
-    """Return the mean surprise of each row's completion, float [B], on the CPU."""
-    tensors: dict[str, Any] = {
-        name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()
+def _decided(names: Sequence[str], chosen_RA: torch.Tensor, needed_RA: torch.Tensor) -> dict[str, Decided]:
+    """Count, for each augmenter, what a gate chose against what was needed: bool [R, A] both."""
+    return {
+        name: Decided(len(chosen_R), int(needed_R.sum()), int(chosen_R.sum()), int((chosen_R == needed_R).sum()))
+        for name, chosen_R, needed_R in zip(names, chosen_RA.T, needed_RA.T, strict=True)
     }
-    with model.augmenters(scales):
-        logits_KV = model(**tensors).logits
-    labels = tensors["labels"]
-    rows_K, columns_K = supervised_positions(labels)
-    nats_K = F.cross_entropy(logits_KV.float(), labels[rows_K, columns_K + 1], reduction="none")
-    nats_B = torch.zeros(len(labels), device=nats_K.device).index_add_(0, rows_K, nats_K)
-    return (nats_B / torch.bincount(rows_K, minlength=len(labels))).cpu()
 
 
 def _states(model: ComposedModel, dataset: Dataset, *, layer: int, show: Show) -> torch.Tensor:
@@ -194,19 +140,10 @@ def _states(model: ComposedModel, dataset: Dataset, *, layer: int, show: Show) -
     found = []
     with progress(show, done=0, total=len(dataset), label="states of prompts") as advance:
         for row in range(len(dataset)):
-            (ids,) = _prompts(model, dataset.batch([row]))
+            (ids,) = row_prompts(model, dataset.batch([row]))
             found.append(mean_state(model, ids, layer=layer))
             advance(1)
     return torch.stack(found)
-
-
-def _prompts(model: ComposedModel, batch: Batch) -> list[list[int]]:
-    """Return the ids of each row's prompt as an engine reads it: never empty."""
-    lengths: list[int] = batch["prompt_lengths"].tolist()
-    return [
-        ids[:length].tolist() if length else nonempty_prompt_ids(model.tokenizer, "")
-        for ids, length in zip(batch["input_ids"], lengths, strict=True)
-    ]
 
 
 def _fit(states_RD: torch.Tensor, needed_RA: torch.Tensor, *, decay: float) -> tuple[torch.Tensor, torch.Tensor]:
