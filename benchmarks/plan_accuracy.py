@@ -16,16 +16,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.bar import Bar
 from benchmarks.tensor_memory import LiveBytes
+from calm_graph.augmenters.taps import BlockCall, up_to
 from calm_graph.augmenters.torch_backend import TorchBackend
 from calm_graph.data.samples import IGNORED, Batch
 from calm_graph.declare.composition import Augmenter, Composition, at, every
 from calm_graph.declare.settings import Precision, TrainSettings
 from calm_graph.model.build import build_model
 from calm_graph.model.composed import ComposedModel
+from calm_graph.model.stored import StoredStates
 from calm_graph.plan.budget import stored_bytes_per_sample
 from calm_graph.plan.step_flops import step_flops
 from calm_graph.plan.step_memory import step_memory
-from calm_graph.plan.workload import Workload
+from calm_graph.plan.workload import States, Workload
 from calm_graph.train.step import make_optimizer, train_step
 from registry import ModelCard, Registry
 from registry import registry as built_in
@@ -62,6 +64,10 @@ class Case:
         tokens: Of each sample.
         prompt: How many of them are the prompt.
         precision: Of the arithmetic.
+        told_layer: Where states are compared with told ones; None: answers are trained.
+        states: What is read instead of being run.
+        recomputes: Whether activations are checkpointed.
+        num_kept: How many of the rows are kept.
     """
 
     composition: Composition
@@ -70,6 +76,10 @@ class Case:
     tokens: int = 192
     prompt: int = 64
     precision: Precision = "fp32"
+    told_layer: int | None = None
+    states: States = "none"
+    recomputes: bool = False
+    num_kept: int = 0
 
 
 def measure() -> Bar:
@@ -105,6 +115,12 @@ def cases(folder: Path) -> Iterator[Case]:
     llama = composed("llama-reads-qwen2", "llama", Augmenter("qwen2", attach=every(2)))
     yield Case(composition=llama, registry=pico)
     yield Case(composition=llama.model_copy(update={"name": "the-same-in-bf16"}), registry=pico, precision="bf16")
+    yield Case(composition=llama.model_copy(update={"name": "half-of-it-kept"}), registry=pico, num_kept=2)
+    stored = composed("states-are-read", "llama", Augmenter("qwen2", attach=at(anchor_layers=[3, 6])))
+    yield Case(composition=stored, registry=pico, states="cached")
+    yield Case(composition=llama.model_copy(update={"name": "run-again"}), registry=pico, recomputes=True)
+    lower = composed("told-states", "llama", Augmenter("qwen2", attach=at(anchor_layers=[1, 3])))
+    yield Case(composition=lower, registry=pico, told_layer=4)
     upper = Augmenter("llama", attach=at(anchor_layers=[4, 5]), reading="prompt", positions="distance", gate="tanh")
     yield Case(composition=composed("qwen2-upper-half", "qwen2", upper), registry=pico, tokens=256, prompt=128)
     both = (Augmenter("qwen2", reading="prompt"), Augmenter("gpt2", attach=every(3), positions="rotary", num_heads=2))
@@ -129,14 +145,28 @@ def compare(case: Case) -> dict[str, tuple[int, int]]:
         model.anchor.to(torch.bfloat16)  # type: ignore[arg-type]
         model.graph.backends.to(torch.bfloat16)
     batch = _batch(model, case)
+    read = _states_read(model, batch, case)
+    if case.states != "none":
+        read[model.plan.anchor.name] = _states_below(model, batch)
+        batch["stored_states"] = {name: _stored(states) for name, states in read.items()}
+        model = build_model(case.composition, registry=case.registry, dtype=torch.float32, load_augmenters=False)
+    model.train()
+    if case.recomputes:
+        model.activation_checkpointing_enable()
     settings = TrainSettings(precision=case.precision, device="cpu")
     optimizer = make_optimizer(model, settings)
 
     def step() -> None:
-        train_step(model, [batch], optimizer, learning_rate=1e-3, max_grad_norm=1.0, precision=case.precision)
+        train_step(
+            model,
+            [batch],
+            optimizer,
+            learning_rate=1e-3,
+            max_grad_norm=1.0,
+            precision=case.precision,
+            told_layer=case.told_layer,
+        )
 
-    model.train()
-    read = _states_read(model, batch)
     with _flop_counter() as counter:
         step()
     gc.collect()
@@ -147,12 +177,21 @@ def compare(case: Case) -> dict[str, tuple[int, int]]:
         sequence_length=case.tokens,
         prompt_share=case.prompt / case.tokens,
         precision=case.precision,
-        states="none",
-        token_ratios={name: tokens / _anchor_tokens(model, name, case) for name, (tokens, _) in read.items()},
+        states=case.states,
+        activation_checkpointing=case.recomputes,
+        told_layer=case.told_layer,
+        keep_share=case.num_kept / case.rows,
+        token_ratios={
+            name: next(iter(states.values())).shape[1] / _anchor_tokens(model, name, case)
+            for name, states in read.items()
+            if name != model.plan.anchor.name
+        },
     )
     plan = model.plan
     flops, memory = step_flops(plan, workload), step_memory(plan, workload)
-    stored = stored_bytes_per_sample(plan, workload.model_copy(update={"states": "cached"}))
+    kind = "augmenters" if case.states == "none" else case.states
+    stored = stored_bytes_per_sample(plan, workload.model_copy(update={"states": kind}))
+    measured = sum(each.numel() * each.element_size() for states in read.values() for each in states.values())
     trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
     loaded = sum(each.numel() * each.element_size() for each in model.parameters())
     return {
@@ -160,7 +199,7 @@ def compare(case: Case) -> dict[str, tuple[int, int]]:
         "peak bytes": (memory.peak, live.peak),
         "weights": (memory.frozen_weights + memory.gradients, loaded),
         "trained": (memory.gradients // 4, trained),
-        **({"states": (case.rows * stored, sum(size for _, size in read.values()))} if stored else {}),
+        **({"states": (case.rows * stored, measured)} if stored else {}),
     }
 
 
@@ -184,7 +223,7 @@ def _batch(model: ComposedModel, case: Case) -> Batch:
     ids = ids.repeat(1 + case.rows * case.tokens // len(ids))[: case.rows * case.tokens].view(case.rows, case.tokens)
     labels = ids.clone()
     labels[:, : max(case.prompt, 1)] = IGNORED
-    return Batch(
+    batch = Batch(
         input_ids=ids,
         attention_mask=torch.ones_like(ids, dtype=torch.bool),
         labels=labels,
@@ -192,27 +231,51 @@ def _batch(model: ComposedModel, case: Case) -> Batch:
         prompt_texts=[model.tokenizer.decode(row[: case.prompt]) for row in ids],
         augmenter_inputs={},
     )
+    if case.told_layer is not None:
+        batch["told_ids"] = ids.flip(0)
+    if case.num_kept:
+        batch["kept"] = torch.arange(case.rows) < case.num_kept
+    return batch
 
 
-def _states_read(model: ComposedModel, batch: Batch) -> dict[str, tuple[int, int]]:
-    """Return, by run that nothing is trained into, the tokens of a row that it read, and the bytes of its states."""
-    calls: list[tuple[TorchBackend, int, int]] = []
+def _states_read(model: ComposedModel, batch: Batch, case: Case) -> dict[str, dict[int, torch.Tensor]]:
+    """Return, by run that nothing is trained into, what is read of it: layer -> float [B, S, C]."""
+    calls: list[dict[int, torch.Tensor]] = []
     original = TorchBackend.read_tokens
 
-    def watched(self: TorchBackend, ids_BS: torch.Tensor, *args: Any, **kwargs: Any) -> dict[int, torch.Tensor]:
-        states = original(self, ids_BS, *args, **kwargs)
-        calls.append((self, ids_BS.shape[1], sum(each.numel() * each.element_size() for each in states.values())))
-        return states
+    def watched(self: TorchBackend, *args: Any, **kwargs: Any) -> dict[int, torch.Tensor]:
+        calls.append(original(self, *args, **kwargs))
+        return calls[-1]
 
     TorchBackend.read_tokens = watched  # type: ignore[method-assign]
     try:
         with torch.no_grad():
-            model(**batch)
+            model(**batch, told_layer=case.told_layer)
     finally:
         TorchBackend.read_tokens = original  # type: ignore[method-assign]
     runs = [run.name for run in model.graph.runs]
-    read = {name: call[1:] for name, call in zip(runs, calls, strict=True)}
-    return {name: found for name, found in read.items() if not model.plan.into(name)}
+    read = dict(zip(runs, calls, strict=True))
+    return {name: states for name, states in read.items() if not model.plan.into(name)}
+
+
+@torch.no_grad()
+def _states_below(model: ComposedModel, batch: Batch) -> dict[int, torch.Tensor]:
+    """Return the anchor's states below its first attachment, likewise."""
+    layer = model.plan.first_attached_layer
+    call = BlockCall(taps=frozenset([layer]))
+    with up_to(layer, call):
+        model.anchor(input_ids=batch["input_ids"], use_cache=False)
+    return {layer: call.states[layer]}
+
+
+def _stored(states: dict[int, torch.Tensor]) -> StoredStates:
+    stacked_BSLC = torch.stack([*states.values()], dim=2)
+    num_rows, num_tokens = stacked_BSLC.shape[:2]
+    return StoredStates(
+        layers=tuple(states),
+        lengths_B=torch.full((num_rows,), num_tokens),
+        states_RLC=stacked_BSLC.flatten(0, 1),
+    )
 
 
 def _anchor_tokens(model: ComposedModel, name: str, case: Case) -> int:

@@ -15,7 +15,18 @@ from calm_graph.cli.common import (
 )
 from calm_graph.errors import InputError
 
-_FIELDS = ("batch_size", "sequence_length", "prompt_share", "epochs", "precision", "states", "sharding")
+_FIELDS = (
+    "batch_size",
+    "sequence_length",
+    "prompt_share",
+    "epochs",
+    "precision",
+    "states",
+    "sharding",
+    "activation_checkpointing",
+    "told_layer",
+    "keep_share",
+)
 
 
 def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
@@ -31,6 +42,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         calm-graph plan helpdesk.py --gpu h100 --num-gpus 64 --tokens 1e9
         calm-graph plan helpdesk.py --gpu l4 --tokens 2e7 --epochs 3 --states cached --token-ratio gemma3-270m=0.9
         calm-graph plan helpdesk.py --gpu a100-80gb --num-gpus 8 --tokens 1e10 --sharding fsdp --json
+        calm-graph plan helpdesk.py --gpu l4 --tokens 2e7 --keep-share 0.25 --activation-checkpointing true
         """,
     )
     add_file_argument(parser)

@@ -115,7 +115,7 @@ def make_budget(
     arithmetic_s = workload.batch_size * sample.total / speed
     # The weights are read once forward, and those that the gradient passes once more.
     num_shards = num_gpus if workload.sharding == "fsdp" else 1
-    read_bytes = (1 + _backward_share(plan)) * memory.frozen_weights * num_shards
+    read_bytes = (1 + _backward_share(plan, workload)) * memory.frozen_weights * num_shards
     reading_s = read_bytes / gpu.bandwidth_bytes
     step_s = max(arithmetic_s, reading_s)
     num_samples = workload.num_tokens / workload.sequence_length
@@ -133,15 +133,18 @@ def make_budget(
         hours=num_steps * step_s / 3600,
         sent_bytes_per_step=sent,
         sent_bytes=float(sent) * num_steps * num_gpus,
-        states=_cached_states(plan, workload, speed * num_gpus) if workload.states == "cached" else None,
+        states=_cached_states(plan, workload, speed * num_gpus) if workload.states != "none" else None,
         missing=_missing(plan),
     )
 
 
 def stored_bytes_per_sample(plan: Plan, workload: Workload) -> int:
-    """Return the bytes of the states that are stored of one sample: every tap of every run that is cached."""
+    """Return the bytes of the states that are stored of one sample: of every tap of every run that is cached."""
     runs = [plan.run(name) for name in sorted(cached_runs(plan, workload))]
-    return sum(len(run.taps) * run.hidden_size * num_tokens(run, workload) for run in runs) * workload.value_bytes
+    values = sum(len(run.taps) * run.hidden_size * num_tokens(run, workload) for run in runs)
+    if workload.states == "cached":
+        values += plan.anchor.hidden_size * workload.sequence_length
+    return values * workload.value_bytes
 
 
 def _cached_states(plan: Plan, workload: Workload, speed: float) -> CachedStates:
@@ -157,11 +160,11 @@ def _cached_states(plan: Plan, workload: Workload, speed: float) -> CachedStates
     )
 
 
-def _backward_share(plan: Plan) -> float:
+def _backward_share(plan: Plan, workload: Workload) -> float:
     """Return the share of the frozen weights that the backward pass reads again."""
     starts = gradient_starts(plan)
     blocks = {run.name: model_size(run.card).block for run in plan.runs}
-    again = sum(num_backward_blocks(run, starts) * blocks[run.name] for run in plan.runs)
+    again = sum(num_backward_blocks(run, starts, workload) * blocks[run.name] for run in plan.runs)
     return again / max(1, sum(run.num_blocks * blocks[run.name] for run in plan.runs))
 
 
@@ -170,7 +173,7 @@ def _sent_bytes(plan: Plan, workload: Workload, memory: StepMemory, num_gpus: in
     others = (num_gpus - 1) / num_gpus
     sent = 2 * others * memory.gradients
     if workload.sharding == "fsdp":
-        sent += others * memory.frozen_weights * num_gpus * (1 + _backward_share(plan))
+        sent += others * memory.frozen_weights * num_gpus * (1 + _backward_share(plan, workload))
     return round(sent)
 
 
@@ -213,6 +216,13 @@ def _check(plan: Plan, workload: Workload, gpu: Gpu, num_gpus: int, utilisation:
             raise InputError(f"token_ratios: got {name!r}, but the augmenters are {augmenters}{near(name, augmenters)}")
         if ratio <= 0:
             raise InputError(f"token_ratios[{name!r}]: got {ratio}, but more than 0 is needed")
+    layer, allowed = workload.told_layer, plan.told_layers
+    if layer is not None and layer not in allowed:
+        raise InputError(
+            f"told_layer: got {layer}, but allowed are {allowed[0]}..{allowed[-1]}: from the last attachment on"
+        )
+    if workload.keep_share and (layer is not None or workload.sharding != "none"):
+        raise InputError("keep_share: rows are kept without told_layer and with sharding='none' only; leave one out")
     limit = plan.anchor.card.context_length
     if limit is not None and workload.sequence_length > limit:
         raise InputError(

@@ -56,7 +56,10 @@ def _memory(budget: Budget, gpu: Gpu) -> list[str]:
 def _sample(budget: Budget) -> list[str]:
     flops = budget.sample_flops
     rows = [(f"augmenter {name}", value) for name, value in flops.augmenters.items()]
-    rows += [("anchor", flops.anchor), ("attachments", flops.attachments), ("backward", flops.backward)]
+    rows.append(("anchor", flops.anchor))
+    if flops.teacher:
+        rows.append(("the anchor alone, as a teacher", flops.teacher))
+    rows += [("attachments", flops.attachments), ("backward", flops.backward)]
     rows.append(("all", flops.total))
     return aligned(("work for a sample", "FLOPs"), [(name, short(value) if value else "-") for name, value in rows])
 

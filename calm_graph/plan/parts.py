@@ -181,6 +181,12 @@ class Plan:
         edges = self.into(self.anchor.name)
         return min(found.anchor_layer for edge in edges for found in edge.attachments)
 
+    @property
+    def told_layers(self) -> range:
+        """The anchor's layers after which states may be compared with told ones: all attachments are below."""
+        last = max(found.anchor_layer for edge in self.into(self.anchor.name) for found in edge.attachments)
+        return range(last, self.anchor.num_layers)
+
     def run(self, name: str) -> PlannedRun:
         """Return the run of this name.
 

@@ -16,6 +16,7 @@ class StepFlops:
 
     Args:
         augmenters: Run -> its forward pass; 0 where its states are cached.
+        teacher: The anchor alone, over told or kept texts.
         anchor: Forward, logits among it.
         attachments: Forward.
         backward: Of everything.
@@ -23,13 +24,14 @@ class StepFlops:
 
     augmenters: Mapping[str, int]
     anchor: int
+    teacher: int
     attachments: int
     backward: int
 
     @property
     def total(self) -> int:
         """FLOPs of a training step for each sample."""
-        return sum(self.augmenters.values()) + self.anchor + self.attachments + self.backward
+        return sum(self.augmenters.values()) + self.anchor + self.teacher + self.attachments + self.backward
 
 
 def gradient_starts(plan: Plan) -> dict[str, int]:
@@ -48,7 +50,7 @@ def gradient_starts(plan: Plan) -> dict[str, int]:
 
 
 def cached_runs(plan: Plan, workload: Workload) -> frozenset[str]:
-    """Return the runs whose states are read from a cache: augmenters that nothing trained writes into."""
+    """Return the augmenters whose states are read from a cache: those that nothing trained writes into."""
     if workload.states == "none":
         return frozenset()
     starts = gradient_starts(plan)
@@ -75,29 +77,41 @@ def step_flops(plan: Plan, workload: Workload) -> StepFlops:
     """
     starts, cached = gradient_starts(plan), cached_runs(plan, workload)
     augmenters: dict[str, int] = {}
-    backward = anchor = 0
+    backward = anchor = teacher = 0
     for run in plan.runs:
         tokens = num_tokens(run, workload)
         linear, attention = _block(run, tokens)
-        forward = run.num_blocks * (linear + attention)
+        forward = num_blocks(run, workload) * (linear + attention)
         if run.is_anchor:
-            logits = 2 * model_size(run.card).head * workload.num_supervised_tokens
-            anchor = forward + logits
+            told = workload.told_layer is not None
+            logits = 0 if told else 2 * model_size(run.card).head * workload.num_supervised_tokens
+            stored = (plan.first_attached_layer + 1) * (linear + attention) if workload.states == "cached" else 0
+            anchor = forward - stored + logits
+            # What was told has no states that are stored.
+            teacher = forward if told else round(workload.keep_share * anchor)
             backward += logits if starts else 0
         else:
             augmenters[run.name] = 0 if run.name in cached else forward
-        backward += num_backward_blocks(run, starts) * (linear + attention * 5 // 2)
+        again = linear + attention if workload.activation_checkpointing else 0
+        backward += num_backward_blocks(run, starts, workload) * (linear + attention * 5 // 2 + again)
     attachments = 0
     for edge in plan.edges:
         forward, back = _edge(edge, plan, workload, starts)
         attachments += forward
         backward += back
-    return StepFlops(augmenters=augmenters, anchor=anchor, attachments=attachments, backward=backward)
+    return StepFlops(augmenters=augmenters, anchor=anchor, teacher=teacher, attachments=attachments, backward=backward)
 
 
-def num_backward_blocks(run: PlannedRun, starts: Mapping[str, int]) -> int:
+def num_blocks(run: PlannedRun, workload: Workload) -> int:
+    """Return how many blocks of a run a training step goes through."""
+    if run.is_anchor and workload.told_layer is not None:
+        return workload.told_layer + 1
+    return run.num_blocks
+
+
+def num_backward_blocks(run: PlannedRun, starts: Mapping[str, int], workload: Workload) -> int:
     """Return how many blocks of a run the backward pass goes through: those above the lowest attachment into it."""
-    return run.num_blocks - 1 - starts[run.name] if run.name in starts else 0
+    return num_blocks(run, workload) - 1 - starts[run.name] if run.name in starts else 0
 
 
 def _block(run: PlannedRun, tokens: int) -> tuple[int, int]:

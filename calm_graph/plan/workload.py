@@ -9,7 +9,7 @@ from pydantic import Field
 from calm_graph.declare.base import Declared
 from calm_graph.declare.settings import Precision
 
-States = Literal["none", "cached"]
+States = Literal["none", "augmenters", "cached"]
 Sharding = Literal["none", "fsdp"]
 
 
@@ -23,8 +23,14 @@ class Workload(Declared):
         num_tokens: Anchor tokens that are trained on, repetitions included.
         epochs: How often each sample is seen; the data set has num_tokens / epochs tokens.
         precision: Of the arithmetic and of the frozen weights; trained weights stay in fp32.
-        states: `cached`: the augmenters' states were computed beforehand and are read.
+        states: What was computed beforehand and is read: `augmenters`: their states; `cached`: and the anchor's below
+            its first attachment, which is what `calm-graph precompute` keeps where nothing else is said.
         sharding: `fsdp` spreads the frozen weights over the devices.
+        activation_checkpointing: Blocks of frozen models are run again in the backward pass, which keeps only what goes
+            into them.
+        told_layer: With told prompts (`TrainSettings.told_layer`): the anchor's layer after which states are compared;
+            nothing above runs, and the anchor alone runs as far over the told texts.
+        keep_share: Share of the samples that are kept (`fit(keep=)`): the anchor alone runs over them as well.
         token_ratios: Run -> its tokens for each token of the anchor, for another tokenizer; 1 where it is not given.
     """
 
@@ -38,6 +44,9 @@ class Workload(Declared):
     precision: Precision = "bf16"
     states: States = "none"
     sharding: Sharding = "none"
+    activation_checkpointing: bool = False
+    told_layer: int | None = Field(default=None, ge=0)
+    keep_share: float = Field(default=0, ge=0, le=1)
     token_ratios: dict[str, float] = Field(default_factory=dict)
 
     @property

@@ -32,14 +32,12 @@ def check_settings(plan: Plan, settings: TrainSettings, *, evaluates: bool, keep
     """
     if settings.patience is not None and not evaluates:
         raise TrainingError(f"patience is {settings.patience}, but without eval_data nothing is evaluated")
-    layer, num_layers = settings.told_layer, plan.anchor.num_layers
-    if layer is not None:
-        last = max(each.anchor_layer for each in plan.attachments if each.target == plan.anchor.name)
-        if not last <= layer < num_layers:
-            raise TrainingError(
-                f"settings.told_layer: got {layer}, but allowed are {last}..{num_layers - 1}: states are compared "
-                f"after the last attachment, at layer {last}"
-            )
+    layer, allowed = settings.told_layer, plan.told_layers
+    if layer is not None and layer not in allowed:
+        raise TrainingError(
+            f"settings.told_layer: got {layer}, but allowed are {allowed[0]}..{allowed[-1]}: states are compared "
+            f"after the last attachment, at layer {allowed[0]}"
+        )
     if keeps and (layer is not None or settings.sharding != "none"):
         raise TrainingError("keep: rows are kept where answers are trained (no told_layer) and with sharding='none'")
 

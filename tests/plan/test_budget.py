@@ -55,6 +55,24 @@ def test_flops_of_a_step_by_hand() -> None:
     assert flops.backward == anchor + 2 * linear + attending * 5 // 2
 
 
+def test_told_states_end_where_they_are_compared_and_have_a_teacher() -> None:
+    found = plan(Augmenter("prices", attach=ONE))
+    answers, told = step_flops(found, workload()), step_flops(found, workload(told_layer=8))
+    block = 2 * model_size(found.anchor.card).block * 100
+    attention = 4 * 100**2 * 96
+    assert told.anchor == told.teacher == 9 * (block + attention)
+    assert answers.backward - told.backward == 13 * (block + attention * 5 // 2) + 2 * 96_000 * 60
+    assert (answers.teacher, told.augmenters) == (0, answers.augmenters)
+    assert step_memory(found, workload(told_layer=8)).logits == 0
+
+
+def test_of_kept_samples_the_anchor_alone_runs_as_well() -> None:
+    found = plan(Augmenter("prices", attach=ONE))
+    plain, kept = step_flops(found, workload()), step_flops(found, workload(keep_share=0.25))
+    assert kept.teacher == pytest.approx(plain.anchor / 4) and kept.total == plain.total + kept.teacher
+    assert step_memory(found, workload(keep_share=0.25)).logits > step_memory(found, workload()).logits
+
+
 def test_gradients_pass_through_an_augmenter_that_reads_another_one() -> None:
     found = chain()
     assert gradient_starts(found) == {"inner": 5, "anchor": 11}
@@ -115,17 +133,30 @@ def test_sharding_spreads_the_frozen_weights_and_sends_more() -> None:
 
 def test_cached_states_save_the_augmenter_and_cost_disk() -> None:
     found = plan(Augmenter("prices", attach=TWO, reading="prompt"))
-    plain, cached = budget(found), budget(found, states="cached", epochs=2)
+    plain, cached = budget(found), budget(found, states="augmenters", epochs=2)
     assert cached.sample_flops.augmenters == {"prices": 0}
     assert cached.memory.frozen_weights == 2 * 1_000_000 < plain.memory.frozen_weights
     assert cached.states is not None and plain.states is None
     assert cached.states.num_bytes == 5_000 * 2 * 64 * 40 * 2  # samples, taps, width, prompt, bf16
     assert cached.states.flops == 5_000 * plain.sample_flops.augmenters["prices"]
+    both = budget(found, states="cached", epochs=2)
+    assert both.states is not None
+    assert both.states.num_bytes == cached.states.num_bytes + 5_000 * 96 * 100 * 2
+    block = 2 * model_size(found.anchor.card).block * 100 + 4 * 100**2 * 96
+    assert cached.sample_flops.anchor - both.sample_flops.anchor == 6 * block
+
+
+def test_blocks_that_are_run_again_take_time_for_memory() -> None:
+    found = plan(Augmenter("prices", attach=ONE))
+    kept, again = budget(found), budget(found, activation_checkpointing=True)
+    block = 2 * model_size(found.anchor.card).block * 100 + 4 * 100**2 * 96
+    assert again.sample_flops.total - kept.sample_flops.total == 16 * block
+    assert 2 * again.memory.activations < kept.memory.activations
 
 
 def test_another_tokenizer_has_another_number_of_tokens() -> None:
     found = plan(Augmenter("prices", attach=ONE))
-    longer = workload(token_ratios={"prices": 1.5}, states="cached")
+    longer = workload(token_ratios={"prices": 1.5}, states="augmenters")
     assert num_tokens(found.run("prices"), longer) == 150
     assert stored_bytes_per_sample(found, longer) == 150 * 64 * 2
 
@@ -154,6 +185,9 @@ def test_what_a_card_does_not_say_is_named() -> None:
             {"token_ratios": {"price": 1}},
             r"token_ratios: got 'price', but the augmenters are .*did you mean 'prices'\?",
         ),
+        ({"told_layer": 4}, "told_layer: got 4, but allowed are 5..21: from the last attachment on"),
+        ({"told_layer": 8, "keep_share": 0.5}, "keep_share: rows are kept without told_layer"),
+        ({"keep_share": 0.5, "sharding": "fsdp"}, "keep_share: rows are kept without told_layer and with sharding"),
         ({"token_ratios": {"prices": 0}}, r"token_ratios\['prices'\]: got 0.0, but more than 0 is needed"),
     ],
 )
