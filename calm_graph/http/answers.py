@@ -25,6 +25,7 @@ class Answers:
         record: Learns of each token.
 
     Attributes:
+        record: As given.
         skipped: Augmenters that answers are made without, because their service does not answer.
     """
 
@@ -33,7 +34,7 @@ class Answers:
         self._timeout_s = service.settings.request_timeout_s
         self._deadline = asyncio.get_running_loop().time() + self._timeout_s
         self._metrics: Metrics = service.metrics
-        self._record = record
+        self.record = record
         self._first: tuple[int, Output] | None = None
         # (request, choice) -> when its newest token came; those that have ended are gone.
         self._open: dict[tuple[int, int], float | None] = {
@@ -115,11 +116,11 @@ class Answers:
         """Record a token and the end of an answer."""
         key = (index, output.choice)
         if output.token_id is not None:
-            self._open[key] = self._metrics.token(self._record, since=self._open.get(key))
+            self._open[key] = self._metrics.token(self.record, since=self._open.get(key))
         if output.finish_reason == "cancelled":
             raise ServingError("the engine cancelled the answer; ask again")
         if output.finish_reason is not None:
-            self._record.finish_reasons.append(output.finish_reason)
+            self.record.finish_reasons.append(output.finish_reason)
             self._open.pop(key, None)
 
     def _check_ended(self) -> None:

@@ -17,7 +17,6 @@ from calm_graph.http.answers import Answers
 from calm_graph.http.logprobs import chat_logprob
 from calm_graph.http.objects import to_json, unchecked
 from calm_graph.http.protocol import ChatBody
-from calm_graph.http.record import RequestRecord, record_of
 from calm_graph.http.replies import (
     Call,
     Gathered,
@@ -28,7 +27,7 @@ from calm_graph.http.replies import (
     says_nothing,
     usage,
 )
-from calm_graph.http.service import Lengths, Service, check_augmenters, check_choices, check_token_ids
+from calm_graph.http.service import Lengths, Service, asked_model, check_choices
 from calm_graph.http.tokenise import chat_ids, refuse_far_too_long
 
 
@@ -40,14 +39,13 @@ def chat_routes(service: Service) -> APIRouter:
     async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         """Answer messages."""
         call = await prepare(service, body)
-        record = record_of(request)
         answers = begin(service, call, request, stream=body.stream)
         return await reply(
             request,
             answers,
             stream=body.stream,
-            pieces=lambda: _pieces(call, body, answers, record),
-            whole=lambda: _whole(call, body, answers, record),
+            pieces=lambda: _pieces(call, body, answers),
+            whole=lambda: _whole(call, body, answers),
         )
 
     return router
@@ -66,11 +64,9 @@ async def prepare(service: Service, body: ChatBody) -> Call:
     Raises:
         ApiError: There is no such model, a value is not allowed, or the messages are empty or too long.
     """
-    model = service.model(body.model)
-    check_augmenters(model, body.augmenters)
+    model = asked_model(service, body)
     check_choices(service.settings, body.n, param="n")
     tokenizer = service.client.tokenizer
-    check_token_ids(tokenizer, {"stop_token_ids": body.stop_token_ids, "logit_bias": [*map(int, body.logit_bias)]})
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     lengths = Lengths(param="messages", asked=asked, least=body.min_tokens, default=None)
     num_characters = sum(len(message.content) for message in body.messages)
@@ -81,7 +77,7 @@ async def prepare(service: Service, body: ChatBody) -> Call:
     return make_call(body, model, [(ids, text)], [sampling], prefix="chatcmpl")
 
 
-async def _whole(call: Call, body: ChatBody, answers: Answers, record: RequestRecord) -> str:
+async def _whole(call: Call, body: ChatBody, answers: Answers) -> str:
     """Return the response as one JSON text."""
     gathered = [Gathered() for _ in range(call.num_choices)]
     async for _, output in answers:
@@ -105,7 +101,7 @@ async def _whole(call: Call, body: ChatBody, answers: Answers, record: RequestRe
         "created": call.created,
         "model": call.model.name,
         "choices": choices,
-        "usage": usage(record),
+        "usage": usage(answers.record),
     }
     return to_json(unchecked(ChatCompletion, **fields))
 
@@ -127,7 +123,7 @@ def _choice(index: int, delta: dict[str, Any], **further: Any) -> ChunkChoice:
     return unchecked(ChunkChoice, **fields)
 
 
-async def _pieces(call: Call, body: ChatBody, answers: Answers, record: RequestRecord) -> AsyncGenerator[str, None]:
+async def _pieces(call: Call, body: ChatBody, answers: Answers) -> AsyncGenerator[str, None]:
     """Yield the response as JSON texts: the roles, then one a token."""
     last: dict[str, Any] = {"usage": None} if body.include_usage else {}
     for index in range(call.num_choices):
@@ -142,4 +138,4 @@ async def _pieces(call: Call, body: ChatBody, answers: Answers, record: RequestR
         delta = {"content": output.text} if output.text or output.finish_reason is None else {}
         yield _chunk(call, [_choice(output.choice, delta, **further)], **last)
     if body.include_usage:
-        yield _chunk(call, [], usage=usage(record))
+        yield _chunk(call, [], usage=usage(answers.record))

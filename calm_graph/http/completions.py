@@ -13,7 +13,6 @@ from calm_graph.http.answers import Answers
 from calm_graph.http.logprobs import Logged, completion_logprobs
 from calm_graph.http.objects import to_json, unchecked
 from calm_graph.http.protocol import CompletionBody
-from calm_graph.http.record import RequestRecord, record_of
 from calm_graph.http.replies import (
     Call,
     Gathered,
@@ -24,7 +23,7 @@ from calm_graph.http.replies import (
     says_nothing,
     usage,
 )
-from calm_graph.http.service import Lengths, Service, check_augmenters, check_choices, check_token_ids
+from calm_graph.http.service import Lengths, Service, asked_model, check_choices, check_token_ids
 from calm_graph.http.tokenise import refuse_far_too_long, text_ids
 
 DEFAULT_MAX_TOKENS = 16
@@ -38,15 +37,14 @@ def completion_routes(service: Service) -> APIRouter:
     async def create_completion(body: CompletionBody, request: Request) -> Response:
         """Continue prompts."""
         call = await prepare(service, body)
-        record = record_of(request)
         answers = begin(service, call, request, stream=body.stream)
         tokenizer = service.client.tokenizer
         return await reply(
             request,
             answers,
             stream=body.stream,
-            pieces=lambda: _pieces(call, body, answers, record, tokenizer),
-            whole=lambda: _whole(call, body, answers, record, tokenizer),
+            pieces=lambda: _pieces(call, body, answers, tokenizer),
+            whole=lambda: _whole(call, body, answers, tokenizer),
         )
 
     return router
@@ -65,8 +63,7 @@ async def prepare(service: Service, body: CompletionBody) -> Call:
     Raises:
         ApiError: There is no such model, a value is not allowed, or a prompt is empty or too long.
     """
-    model = service.model(body.model)
-    check_augmenters(model, body.augmenters)
+    model = asked_model(service, body)
     tokenizer = service.client.tokenizer
     given: list[Any]
     if isinstance(body.prompt, str) or isinstance(body.prompt[0], int):
@@ -74,7 +71,6 @@ async def prepare(service: Service, body: CompletionBody) -> Call:
     else:
         given = list(body.prompt)
     check_choices(service.settings, len(given) * body.n, param="n" if len(given) == 1 else "prompt")
-    check_token_ids(tokenizer, {"stop_token_ids": body.stop_token_ids, "logit_bias": [*map(int, body.logit_bias)]})
     lengths = Lengths(param="prompt", asked=body.max_tokens, least=body.min_tokens, default=DEFAULT_MAX_TOKENS)
     prompts: list[tuple[list[int], str | None]] = []
     samplings = []
@@ -124,7 +120,7 @@ def _prompt_logged(request: GenerationRequest, output: PromptOutput, tokenizer: 
     return [(entries[0].text if entries else str(tokenizer.decode([id])), entries) for id, entries in pairs]
 
 
-async def _whole(call: Call, body: CompletionBody, answers: Answers, record: RequestRecord, tokenizer: Any) -> str:
+async def _whole(call: Call, body: CompletionBody, answers: Answers, tokenizer: Any) -> str:
     """Return the response as one JSON text."""
     gathered = [Gathered() for _ in range(len(call.requests) * call.num_choices)]
     prompts: dict[int, list[Logged]] = {}
@@ -144,12 +140,10 @@ async def _whole(call: Call, body: CompletionBody, answers: Answers, record: Req
             tokens = prompts.get(number, []) + [(entries[0].text, entries) for entries in answer.logprobs]
             further["logprobs"] = completion_logprobs(tokens, offset=0)[0]
         choices.append(_choice(index, text, **further))
-    return _completion(call, choices, usage=usage(record))
+    return _completion(call, choices, usage=usage(answers.record))
 
 
-async def _pieces(
-    call: Call, body: CompletionBody, answers: Answers, record: RequestRecord, tokenizer: Any
-) -> AsyncGenerator[str, None]:
+async def _pieces(call: Call, body: CompletionBody, answers: Answers, tokenizer: Any) -> AsyncGenerator[str, None]:
     """Yield the response as JSON texts, one a token."""
     last: dict[str, Any] = {"usage": None} if body.include_usage else {}
     offsets = [0] * (len(call.requests) * call.num_choices)
@@ -183,4 +177,4 @@ async def _pieces(
             further["logprobs"], offsets[index] = completion_logprobs(tokens, offset=offsets[index])
         yield _completion(call, [_choice(index, output.text, **further)], **last)
     if body.include_usage:
-        yield _completion(call, [], usage=usage(record))
+        yield _completion(call, [], usage=usage(answers.record))

@@ -10,6 +10,7 @@ from typing import Any
 from calm_graph.http.client import EngineClient, ServedModel
 from calm_graph.http.errors import ApiError, BadValueError
 from calm_graph.http.metrics import Metrics
+from calm_graph.http.protocol import GenerationFields
 from calm_graph.http.settings import HttpSettings
 
 
@@ -53,7 +54,27 @@ class Service:
         return models[name]
 
 
-def check_augmenters(model: ServedModel, scales: Mapping[str, float]) -> None:
+def asked_model(service: Service, body: GenerationFields) -> ServedModel:
+    """Return the model that a body names, after checking what all kinds of completions share.
+
+    Args:
+        service: Has the models.
+        body: Of the request.
+
+    Returns:
+        The model.
+
+    Raises:
+        ApiError: There is none of this name, or it has no such augmenter or token.
+    """
+    model = service.model(body.model)
+    _check_augmenters(model, body.augmenters)
+    ids = {"stop_token_ids": body.stop_token_ids, "logit_bias": [*map(int, body.logit_bias)]}
+    check_token_ids(service.client.tokenizer, ids)
+    return model
+
+
+def _check_augmenters(model: ServedModel, scales: Mapping[str, float]) -> None:
     """Refuse factors of augmenters that a model does not have.
 
     Args:
