@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from calm_graph.cli.common import Subparsers, add_command
 
 if TYPE_CHECKING:
-    from calm_graph.serve.augmenter_app import AugmenterSettings
+    from calm_graph.serve.augmenter_settings import AugmenterSettings
 
 
 def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
@@ -80,7 +80,7 @@ def read_settings(options: argparse.Namespace) -> AugmenterSettings:
     Raises:
         DeclarationError: One of them is out of range.
     """
-    from calm_graph.serve.augmenter_app import AugmenterSettings
+    from calm_graph.serve.augmenter_settings import AugmenterSettings
 
     same = ("name", "layers", "onnx", "num_replicas", "num_cpus", "num_gpus", "dtype", "max_tokens")
     fields = {name: getattr(options, name) for name in same}

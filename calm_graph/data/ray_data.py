@@ -10,7 +10,7 @@ import numpy as np
 import ray
 
 from calm_graph.data.columns import Columns, as_row, columns_to_read
-from calm_graph.data.load import ROWS_AT_ONCE, Part, make_part
+from calm_graph.data.part import ROWS_AT_ONCE, Part, make_part
 from calm_graph.data.rows import Place, Source
 from calm_graph.errors import InputError
 

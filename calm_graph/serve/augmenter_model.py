@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from calm_graph.errors import DeclarationError, Problem
+from calm_graph.serve.augmenter_settings import AugmenterSettings
 from registry import ModelCard, Registry
 from registry import registry as default_registry
 from registry.fingerprint import tokenizer_fingerprint
 from registry.layouts import COMPOSITION
 from registry.remote import TOKENIZER_FILES, AugmenterFacts
 from registry.weights import find_files, identity
-
-if TYPE_CHECKING:
-    from calm_graph.serve.augmenter_app import AugmenterSettings
 
 Run = Callable[[np.ndarray, np.ndarray, Sequence[int]], dict[int, np.ndarray]]
 """ids_BS, real_BS, layers -> states [B, S, C] by layer."""

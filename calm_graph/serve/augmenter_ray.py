@@ -1,4 +1,8 @@
-"""An augmenter's service on Ray Serve: each replica has the model and speaks HTTP."""
+"""An augmenter's service on Ray Serve: each replica has the model and speaks HTTP.
+
+The `args:` of a `serve deploy` file with `import_path: calm_graph.serve.augmenter_ray:build_augmenter` and Python fill
+in the same settings.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
-from calm_graph.serve.augmenter_app import AugmenterSettings, load_augmenter, make_augmenter_app
+from calm_graph.serve.augmenter_app import make_augmenter_app
+from calm_graph.serve.augmenter_model import load_augmenter
+from calm_graph.serve.augmenter_settings import AugmenterSettings
 
 
 @serve.ingress()
@@ -25,12 +31,16 @@ class AugmenterReplica:
         return self._app
 
 
-def bind(settings: AugmenterSettings) -> Application:
-    """Return the application.
+def build_augmenter(settings: AugmenterSettings) -> Application:
+    """Build the Ray Serve application.
 
     Args:
-        settings: With absolute paths.
+        settings: What is deployed.
+
+    Returns:
+        For `serve.run`, `serve run` or `serve deploy`; give each augmenter a route prefix of its own.
     """
+    settings = settings.absolute()
     num_cpus = settings.num_cpus or 1
     return serve.deployment(
         AugmenterReplica,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # an augmenter's service may be without torch, and compositio
     from fastapi import FastAPI
     from ray.serve import Application
 
-    from calm_graph.serve.augmenter_app import AugmenterSettings
+    from calm_graph.serve.augmenter_settings import AugmenterSettings
     from calm_graph.serve.settings import ServeSettings
 
 APPLICATION = "calm_graph"
@@ -61,7 +61,8 @@ def serve_here(settings: ServeSettings, *, host: str, port: int, on_ready: Say, 
 
 def serve_augmenter_here(settings: AugmenterSettings, *, host: str, port: int, on_ready: Say, on_draining: Say) -> None:
     """Do the same for an augmenter; the arguments are those of `serve_here`."""
-    from calm_graph.serve.augmenter_app import load_augmenter, make_augmenter_app
+    from calm_graph.serve.augmenter_app import make_augmenter_app
+    from calm_graph.serve.augmenter_model import load_augmenter
 
     def load() -> FastAPI:
         return make_augmenter_app(load_augmenter(settings), settings)
@@ -107,7 +108,7 @@ def serve_augmenter_on_ray(
     settings: AugmenterSettings, *, host: str, port: int, on_ready: Say, on_draining: Say
 ) -> None:
     """Do the same for an augmenter, at /augmenters/NAME; the arguments are those of `serve_on_ray`."""
-    from calm_graph.serve.augmenter_app import build_augmenter
+    from calm_graph.serve.augmenter_ray import build_augmenter
 
     name = f"augmenter-{settings.name}"
     prefix = f"/augmenters/{settings.name}"

@@ -22,8 +22,8 @@ from calm_graph.errors import AugmenterError, AugmenterUnavailableError, Checkpo
 from calm_graph.model.build import build_model
 from calm_graph.model.composed import ComposedModel
 from calm_graph.plan.graph import make_plan
-from calm_graph.serve.augmenter_app import AugmenterSettings
 from calm_graph.serve.augmenter_model import AugmenterModel, load_augmenter
+from calm_graph.serve.augmenter_settings import AugmenterSettings
 from registry import ModelCard, Registry
 from registry import remote as remote_module
 from registry.card import RemoteAccess

@@ -14,7 +14,7 @@ from calm_graph.cli.serve_augmenter import read_settings
 from calm_graph.errors import DeclarationError, InputError
 from calm_graph.generate.models import load_models
 from calm_graph.serve import run
-from calm_graph.serve.augmenter_app import AugmenterSettings
+from calm_graph.serve.augmenter_settings import AugmenterSettings
 from registry import Registry, registry, remote
 from tests.cli.test_talk_commands import checkpoint  # noqa: F401
 

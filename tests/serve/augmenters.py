@@ -14,8 +14,9 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from calm_graph.serve.augmenter_app import AugmenterSettings, make_augmenter_app
+from calm_graph.serve.augmenter_app import make_augmenter_app
 from calm_graph.serve.augmenter_model import AugmenterModel
+from calm_graph.serve.augmenter_settings import AugmenterSettings
 
 Change = Callable[[int, bytes], tuple[int, bytes]]
 """(status, body) as it is -> as it is sent."""

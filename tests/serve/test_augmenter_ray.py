@@ -13,7 +13,8 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 
 from calm_graph import Augmenter, every
-from calm_graph.serve.augmenter_app import AugmenterSettings, build_augmenter
+from calm_graph.serve.augmenter_ray import build_augmenter
+from calm_graph.serve.augmenter_settings import AugmenterSettings
 from calm_graph.serve.ray_app import build_app
 from calm_graph.serve.settings import ServeSettings
 from tests.generate.test_engine import TEXTS, alone

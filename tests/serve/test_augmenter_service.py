@@ -19,8 +19,8 @@ from safetensors.numpy import load
 from calm_graph.augmenters.torch_backend import TorchBackend
 from calm_graph.augmenters.wire import Wire, pack, unpack
 from calm_graph.errors import DeclarationError, OverloadedError, ServingError
-from calm_graph.serve.augmenter_app import AugmenterSettings
 from calm_graph.serve.augmenter_model import AugmenterModel, load_augmenter
+from calm_graph.serve.augmenter_settings import AugmenterSettings
 from calm_graph.serve.batching import Batcher
 from registry import ModelCard
 from registry.weights import identity, load_body
@@ -218,7 +218,9 @@ import httpx2 as httpx
 from calm_graph.cli import main
 from calm_graph.cli.serve_augmenter import read_settings
 from calm_graph.serve import run
-from calm_graph.serve.augmenter_app import AugmenterSettings, load_augmenter, make_augmenter_app
+from calm_graph.serve.augmenter_app import make_augmenter_app
+from calm_graph.serve.augmenter_model import load_augmenter
+from calm_graph.serve.augmenter_settings import AugmenterSettings
 
 settings = AugmenterSettings(name="other", onnx=sys.argv[1], num_cpus=1)
 app = make_augmenter_app(load_augmenter(settings), settings)
