@@ -137,12 +137,14 @@ def test_no_module_imports_the_package_root() -> None:
 def test_no_import_circles_between_modules() -> None:
     """Modules of one room may import each other, but not in a circle.
 
-    Imports inside functions do not count: `from_pretrained` is a method of the class that its builder makes.
+    Imports inside functions and for types count as well, but for those of `from_pretrained` and `save_pretrained`:
+    they are methods of the class that they make and write.
     """
     edges: dict[str, set[str]] = {module_name(path): set() for path in SOURCES}
     for found in ALL:
         target = found.module
-        if found.at_module_level and target in edges and target != module_name(ROOT / found.path):
+        is_method = found.path == "calm_graph/model/pretrained.py"
+        if not is_method and target in edges and target != module_name(ROOT / found.path):
             edges[module_name(ROOT / found.path)].add(target)
     done: set[str] = set()
 
