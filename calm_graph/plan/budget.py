@@ -216,8 +216,8 @@ def _check(plan: Plan, workload: Workload, gpu: Gpu, num_gpus: int, utilisation:
             raise InputError(f"token_ratios: got {name!r}, but the augmenters are {augmenters}{near(name, augmenters)}")
         if ratio <= 0:
             raise InputError(f"token_ratios[{name!r}]: got {ratio}, but more than 0 is needed")
-    layer, allowed = workload.told_layer, plan.told_layers
-    if layer is not None and layer not in allowed:
+    layer = workload.told_layer
+    if layer is not None and layer not in (allowed := plan.told_layers):
         raise InputError(
             f"told_layer: got {layer}, but allowed are {allowed[0]}..{allowed[-1]}: from the last attachment on"
         )

@@ -32,8 +32,8 @@ def check_settings(plan: Plan, settings: TrainSettings, *, evaluates: bool, keep
     """
     if settings.patience is not None and not evaluates:
         raise TrainingError(f"patience is {settings.patience}, but without eval_data nothing is evaluated")
-    layer, allowed = settings.told_layer, plan.told_layers
-    if layer is not None and layer not in allowed:
+    layer = settings.told_layer
+    if layer is not None and layer not in (allowed := plan.told_layers):
         raise TrainingError(
             f"settings.told_layer: got {layer}, but allowed are {allowed[0]}..{allowed[-1]}: states are compared "
             f"after the last attachment, at layer {allowed[0]}"
