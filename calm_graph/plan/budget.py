@@ -36,7 +36,7 @@ _ASSUMED = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachedStates:
-    """States of the augmenters, computed once and stored.
+    """States of frozen models, computed once and stored.
 
     Args:
         runs: Whose states.
@@ -149,9 +149,10 @@ def stored_bytes_per_sample(plan: Plan, workload: Workload) -> int:
 
 def _cached_states(plan: Plan, workload: Workload, speed: float) -> CachedStates:
     num_samples = workload.num_tokens / workload.epochs / workload.sequence_length
-    runs = cached_runs(plan, workload)
-    forward = step_flops(plan, workload.model_copy(update={"states": "none"})).augmenters
-    flops = num_samples * sum(forward[name] for name in runs)
+    runs = cached_runs(plan, workload) | ({plan.anchor.name} if workload.states == "cached" else set())
+    running, reading = step_flops(plan, workload.model_copy(update={"states": "none"})), step_flops(plan, workload)
+    saved = sum(running.augmenters.values()) - sum(reading.augmenters.values()) + running.anchor - reading.anchor
+    flops = num_samples * saved
     return CachedStates(
         runs=tuple(run.name for run in plan.runs if run.name in runs),
         num_bytes=round(num_samples * stored_bytes_per_sample(plan, workload)),

@@ -144,6 +144,8 @@ def test_cached_states_save_the_augmenter_and_cost_disk() -> None:
     assert both.states.num_bytes == cached.states.num_bytes + 5_000 * 96 * 100 * 2
     block = 2 * model_size(found.anchor.card).block * 100 + 4 * 100**2 * 96
     assert cached.sample_flops.anchor - both.sample_flops.anchor == 6 * block
+    assert (cached.states.runs, both.states.runs) == (("prices",), ("prices", "anchor"))
+    assert both.states.flops == cached.states.flops + 5_000 * 6 * block
 
 
 def test_blocks_that_are_run_again_take_time_for_memory() -> None:
