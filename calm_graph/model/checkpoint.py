@@ -60,6 +60,17 @@ def save_composition(model: ComposedModel, folder: Path) -> None:
         (stage / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         metadata = {"format": "pt", "sha256": _tensor_digest(tensors), "belongs_to": digest(description)}
         save_file(tensors, stage / WEIGHTS, metadata=metadata)
+        _sort_metadata(stage / WEIGHTS)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Put metadata in order, in place: safetensors writes them in any order, and the same should be the same file."""
+    with file.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        stream.seek(8)
+        stream.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 def describe(model: ComposedModel) -> dict[str, Any]:

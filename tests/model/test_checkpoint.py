@@ -489,6 +489,17 @@ def test_a_nested_checkpoint_is_found_and_checked(zoo: Zoo, tmp_path: Path) -> N
         ComposedModel.from_pretrained(tmp_path / "outer", registry=registry)
 
 
+def test_a_nested_checkpoint_may_be_saved_again(zoo: Zoo, tmp_path: Path) -> None:
+    compose(zoo, "nested-checkpoint").save_pretrained(tmp_path / "outer")
+    source = zoo.registry.get("saved").source.removeprefix("folder:")
+    inner = ComposedModel.from_pretrained(source, registry=zoo.registry)
+    for again in ("one", "two", "three", "four"):  # metadata in any order would be the same four times in 1,296
+        inner.save_pretrained(tmp_path / again)
+        registry = Registry(zoo.registry)
+        registry.add(ModelCard(name="saved", source=f"folder:{tmp_path / again}"), replace=True)
+        ComposedModel.from_pretrained(tmp_path / "outer", registry=registry)
+
+
 def test_a_checkpoint_in_a_checkpoint_in_a_checkpoint(zoo: Zoo, tmp_path: Path) -> None:
     compose(zoo, "nested-checkpoint").save_pretrained(tmp_path / "middle")
     registry = Registry()
