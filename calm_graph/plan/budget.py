@@ -222,6 +222,8 @@ def _check(plan: Plan, workload: Workload, gpu: Gpu, num_gpus: int, utilisation:
         raise InputError(
             f"told_layer: got {layer}, but allowed are {allowed[0]}..{allowed[-1]}: from the last attachment on"
         )
+    if layer is not None and workload.sharding != "none":
+        raise InputError(f"told_layer: got {layer}, but states are compared with sharding='none' only")
     if workload.keep_share and (layer is not None or workload.sharding != "none"):
         raise InputError("keep_share: rows are kept without told_layer and with sharding='none' only; leave one out")
     limit = plan.anchor.card.context_length

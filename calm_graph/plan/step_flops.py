@@ -16,8 +16,8 @@ class StepFlops:
 
     Args:
         augmenters: Run -> its forward pass; 0 where its states are cached.
-        teacher: The anchor alone, over told or kept texts.
         anchor: Forward, logits among it.
+        teacher: The anchor alone, over told or kept texts.
         attachments: Forward.
         backward: Of everything.
     """

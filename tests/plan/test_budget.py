@@ -188,6 +188,7 @@ def test_what_a_card_does_not_say_is_named() -> None:
             r"token_ratios: got 'price', but the augmenters are .*did you mean 'prices'\?",
         ),
         ({"told_layer": 4}, "told_layer: got 4, but allowed are 5..21: from the last attachment on"),
+        ({"told_layer": 8, "sharding": "fsdp"}, "told_layer: got 8, but states are compared with sharding='none' only"),
         ({"told_layer": 8, "keep_share": 0.5}, "keep_share: rows are kept without told_layer"),
         ({"keep_share": 0.5, "sharding": "fsdp"}, "keep_share: rows are kept without told_layer and with sharding"),
         ({"token_ratios": {"prices": 0}}, r"token_ratios\['prices'\]: got 0.0, but more than 0 is needed"),
