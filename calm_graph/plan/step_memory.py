@@ -84,7 +84,7 @@ def step_memory(plan: Plan, workload: Workload, *, num_devices: int = 1, fused_u
     activations += sum(_edge_kept(edge, plan, workload) for edge in plan.edges)
     copies = cost.num_trainable_parameters * workload.value_bytes if workload.precision != "fp32" else 0
     head = model_size(plan.anchor.card).head // plan.anchor.hidden_size
-    # Kept rows have their teacher's as well, copies of both, and their difference.
+    # Kept rows have their teacher's as well, copies of both, and their difference (counted by measuring).
     num_logits = 0 if workload.told_layer is not None else 3 + 4 * workload.keep_share
     return StepMemory(
         frozen_weights=frozen + fixed,
@@ -123,7 +123,7 @@ def _run_kept(run: PlannedRun, plan: Plan, workload: Workload, starts: Mapping[s
     mlp = (3 if model_size(card).is_gated else 4) * (card.intermediate_size or 4 * width)
     block = BYTES_FP32 * (layout.num_norms * width + layout.norms_queries * queries_and_keys)
     block += workload.value_bytes * (2 * queries_and_keys + mlp)
-    # What the last norm reads, or where states are compared with told ones, the tensors of that.
+    # What the last norm reads, or where states are compared with told ones, the tensors of that (counted by measuring).
     num_last = 1 if workload.told_layer is None else 14
     ending = BYTES_FP32 * width * run.is_anchor * num_last
     num_kept = num_backward_blocks(run, starts, workload)
