@@ -40,7 +40,7 @@ _EPILOG = """examples:
   calm-graph serve runs/helpdesk
   calm-graph bench-serve http://127.0.0.1:8000
 
-exit codes: 0 done, 1 problems found, 2 wrong usage"""
+exit codes: 0 done, 1 problems found, 2 wrong usage, 130 stopped by Ctrl-C"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows `calm-graph`; None takes the process's own.
 
     Returns:
-        The exit code: 0 done, 1 problems found. Wrong usage leaves with 2.
+        The exit code: 0 done, 1 problems found, 130 stopped by Ctrl-C. Wrong usage leaves with 2.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -66,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CalmGraphError, RegistryError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt as error:  # its message says how to go on, where there is a way
+        print(str(error) or "interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

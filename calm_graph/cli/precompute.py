@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict
 
 from calm_graph.cli.common import (
@@ -68,28 +67,24 @@ def run(options: argparse.Namespace) -> int:
         options: What `add_parser` asked for.
 
     Returns:
-        The exit code: 0, or 130 after Ctrl-C.
+        The exit code: 0.
     """
     composition = read_plan(options).composition
     from calm_graph.states.precompute import precompute
 
-    try:
-        estimate = precompute(
-            composition,
-            *options.data,
-            out=options.out,
-            dtype=options.dtype,
-            anchor=options.anchor,
-            **read_row_options(options),
-            num_workers=options.num_workers,
-            use_gpu=options.use_gpu,
-            device=options.device,
-            dry_run=options.dry_run,
-            show=options.show,
-        )
-    except KeyboardInterrupt as error:
-        print(str(error) or "interrupted; the same command goes on from there", file=sys.stderr)
-        return 130
+    estimate = precompute(
+        composition,
+        *options.data,
+        out=options.out,
+        dtype=options.dtype,
+        anchor=options.anchor,
+        **read_row_options(options),
+        num_workers=options.num_workers,
+        use_gpu=options.use_gpu,
+        device=options.device,
+        dry_run=options.dry_run,
+        show=options.show,
+    )
     if options.json:
         print_json(asdict(estimate))
     elif not options.dry_run:

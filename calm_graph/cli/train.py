@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from calm_graph.cli.common import (
     Subparsers,
@@ -94,29 +93,25 @@ def run(options: argparse.Namespace) -> int:
         options: What `add_parser` asked for.
 
     Returns:
-        The exit code: 0, or 130 after Ctrl-C.
+        The exit code: 0.
     """
     settings = read_settings(options)
     composition = read_plan(options).composition
-    from calm_graph.train import TrainingInterrupted, fit
+    from calm_graph.train import fit
 
-    try:
-        result = fit(
-            composition,
-            data=options.data,
-            eval_data=options.eval_data,
-            keep=options.keep,
-            columns=read_columns(options.columns),
-            out=options.out,
-            settings=settings,
-            resume=options.resume,
-            start=options.start,
-            states=options.states,
-            show=options.show,
-        )
-    except TrainingInterrupted as error:
-        print(error, file=sys.stderr)
-        return 130
+    result = fit(
+        composition,
+        data=options.data,
+        eval_data=options.eval_data,
+        keep=options.keep,
+        columns=read_columns(options.columns),
+        out=options.out,
+        settings=settings,
+        resume=options.resume,
+        start=options.start,
+        states=options.states,
+        show=options.show,
+    )
     if options.json:
         facts = {"checkpoint": result.checkpoint, "stopped": result.stopped, "steps": result.steps}
         print_json({**facts, "metrics": result.metrics})

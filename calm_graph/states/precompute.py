@@ -17,6 +17,7 @@ from calm_graph.data.sources import Rows
 from calm_graph.declare.composition import Composition
 from calm_graph.declare.settings import LongRows
 from calm_graph.errors import CalmGraphError, StatesError
+from calm_graph.interrupts import stop_on_signals
 from calm_graph.model.build import nested_checkpoints
 from calm_graph.plan.graph import make_plan
 from calm_graph.states.compute import StateComputer, TokenCounter
@@ -172,8 +173,16 @@ class _Here:
         self._computer = computer
 
     def write(self, folder: Path, shards: Sequence[Shard], advance: Advance) -> None:
-        for shard in shards:
-            self._computer.write(folder, shard.batches(), advance)
+        # Between batches, because an exception that is raised just anywhere is lost in a __del__ or a callback.
+        with stop_on_signals() as stop:
+
+            def advance_or_stop(num_samples: int) -> None:
+                if stop.requested:
+                    raise KeyboardInterrupt
+                advance(num_samples)
+
+            for shard in shards:
+                self._computer.write(folder, shard.batches(), advance_or_stop)
 
 
 class _Pool:
