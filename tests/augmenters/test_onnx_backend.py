@@ -18,7 +18,7 @@ from calm_graph.model.composed import ComposedModel
 from calm_graph.states.precompute import precompute
 from calm_graph.train.metrics import read_metrics
 from registry import Registry
-from tests.augmenters.conftest import Exports
+from tests.augmenters.exports import Exports
 from tests.model.cases import decoding_batch, encoded
 from tests.model.pico import Zoo, train_at_random
 from tests.train.conftest import quick

@@ -18,7 +18,7 @@ from calm_graph.augmenters.onnx_session import GRAPH, OnnxSession, read_export
 from calm_graph.errors import OnnxError
 from registry import ModelCard, Registry
 from registry.fingerprint import fingerprint, tokenizer_fingerprint
-from tests.augmenters.conftest import LAYERS, Exports
+from tests.augmenters.exports import LAYERS, Exports
 from tests.model.pico import Zoo
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from calm_graph.augmenters.onnx_fuse import fuse
 from calm_graph.augmenters.onnx_session import GRAPH
-from tests.augmenters.conftest import Exports
+from tests.augmenters.exports import Exports
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from calm_graph.augmenters.onnx_session import GRAPH, OnnxSession, OnnxSettings, read_export
 from calm_graph.errors import OnnxError
 from registry.fingerprint import file_digest
-from tests.augmenters.conftest import Exports
+from tests.augmenters.exports import Exports
 
 WITHOUT_TORCH = """
 import sys

@@ -24,7 +24,7 @@ from calm_graph.serve.augmenter_settings import AugmenterSettings
 from calm_graph.serve.batching import Batcher
 from registry import ModelCard
 from registry.weights import identity, load_body
-from tests.augmenters.conftest import Exports
+from tests.augmenters.exports import Exports
 from tests.model.pico import Zoo
 from tests.serve.augmenters import ServedAugmenter, serving_augmenter
 
@@ -252,16 +252,3 @@ def test_a_service_of_an_export_never_imports_torch(onnx_exports: Exports, onnx_
     found = load((tmp_path / "states").read_bytes())
     for layer in (0, 1):
         np.testing.assert_allclose(found[f"state.{layer}"][:7], states[layer][0].numpy(), atol=1e-4, rtol=1e-4)
-
-
-@pytest.fixture(scope="module")
-def onnx_zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    zoo = Zoo(tmp_path_factory.mktemp("onnx_zoo"))
-    layers = ["sliding_attention", "full_attention"]
-    zoo.add("other", "gemma3_text", tokenizer="spaces", seed=3, num_hidden_layers=2, layer_types=layers)
-    return zoo
-
-
-@pytest.fixture(scope="module")
-def onnx_exports(onnx_zoo: Zoo) -> Exports:
-    return Exports(onnx_zoo)

@@ -111,24 +111,33 @@ def reached(out: Path, step: int) -> bool:
 
 
 def test_two_workers_do_the_steps_of_one_process(cluster: None, train_zoo: Zoo, tmp_path: Path) -> None:
-    """7 samples for 2 workers in 3 pieces, and an epoch ends with 3: nothing divides evenly, kept rows neither."""
-    settings = {"max_steps": 20, "gradient_accumulation_steps": 3, "checkpoint_every_steps": 10, "keep": ROWS[:4]}
-    run(train_zoo, tmp_path / "one", **settings)
-    run(train_zoo, tmp_path / "two", num_workers=2, **settings)
+    """15 samples for 2 workers in 3 pieces, and an epoch ends with 1, which leaves one worker nothing to do."""
+    kept = ROWS[:4]
+    assert (len(ROWS) + len(kept)) % 15 == 1
+    settings = {"batch_size": 15, "max_steps": 20, "gradient_accumulation_steps": 3, "checkpoint_every_steps": 10}
+    for out, num_workers in (("one", 0), ("two", 2)):
+        run(train_zoo, tmp_path / out, num_workers=num_workers, keep=kept, **settings)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     assert_close(weights(tmp_path / "one"), weights(tmp_path / "two"), tolerance=1e-5)
     assert_nothing_is_left_over(tmp_path / "two")
 
 
-def test_one_worker_does_them_bit_for_bit(cluster: None, train_zoo: Zoo, tmp_path: Path) -> None:
+def test_one_worker_trains_a_model_in_place_bit_for_bit(cluster: None, train_zoo: Zoo, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    models = [train_zoo.compose(*COMPOSITION.augmenters, trained=True) for _ in range(2)]
     try:
-        run(train_zoo, tmp_path / "here")
-        run(train_zoo, tmp_path / "ray", num_workers=1)
+        results = [
+            fit(model, data=ROWS, eval_data=HELD_OUT, out=tmp_path / str(count), show="none",
+                settings=quick(batch_size=7, num_workers=count, cpus_per_worker=1))
+            for model, count in zip(models, (0, 1), strict=True)
+        ]  # fmt: skip
     finally:
         torch.set_num_threads(threads)
-    assert_close(weights(tmp_path / "here"), weights(tmp_path / "ray"), tolerance=0)
+    assert results[1].metrics == results[0].metrics
+    assert_close(weights(tmp_path / "0"), weights(tmp_path / "1"), tolerance=0)
+    states = [dict(model.attachments.state_dict()) for model in models]
+    assert_close(states[0], states[1], tolerance=0)
 
 
 def test_workers_that_share_out_the_frozen_models_do_the_same_steps(
@@ -140,21 +149,6 @@ def test_workers_that_share_out_the_frozen_models_do_the_same_steps(
     run(train_zoo, tmp_path / "two", num_workers=2, sharding="fsdp", **settings)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     assert_close(weights(tmp_path / "one"), weights(tmp_path / "two"), tolerance=1e-5)
-
-
-def test_a_model_is_trained_in_place_and_a_worker_may_have_nothing_to_do(
-    cluster: None, train_zoo: Zoo, tmp_path: Path
-) -> None:
-    """Batches of one row for two workers, who evaluate together."""
-    models = [train_zoo.compose(*COMPOSITION.augmenters, trained=True) for _ in range(2)]
-    results = [
-        fit(model, data=ROWS, eval_data=HELD_OUT, out=tmp_path / str(count), show="none",
-            settings=quick(batch_size=1, num_workers=count, cpus_per_worker=1))
-        for model, count in zip(models, (0, 2), strict=True)
-    ]  # fmt: skip
-    assert results[1].metrics["eval_loss"] == pytest.approx(results[0].metrics["eval_loss"], rel=1e-5)
-    states = [dict(model.attachments.state_dict()) for model in models]
-    assert_close(states[0], states[1], tolerance=1e-5)
 
 
 LONG = {"max_steps": 150, "checkpoint_every_steps": 20}
