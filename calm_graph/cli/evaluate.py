@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,8 +114,8 @@ def run(options: argparse.Namespace) -> int:
     if options.checkpoint is None:
         raise InputError("--checkpoint is missing: what should be evaluated?")
     _check_used(options)
+    from calm_graph.evaluate.reports.files import add_to_folder
     from calm_graph.evaluate.reports.report import write_report
-    from calm_graph.evaluate.reports.results import Results, read_results
     from calm_graph.evaluate.reports.tables import text
     from calm_graph.evaluate.run import check_tasks, evaluate
     from calm_graph.evaluate.select import Setup, select
@@ -122,8 +123,6 @@ def run(options: argparse.Namespace) -> int:
 
     check_tasks(tasks, data=options.data, seed=options.seed)
     out = options.out or Path("runs/evaluate") / Path(options.tasks).stem
-    file = out / "results.json"
-    before = read_results(file) if file.is_file() else Results()
     setup = Setup(
         checkpoint=options.checkpoint,
         dtype=options.dtype,
@@ -145,14 +144,13 @@ def run(options: argparse.Namespace) -> int:
                 seed=options.seed,
                 show=options.show,
                 stop=stop,
-                on_results=lambda results: before.merged(results).write(file),
+                on_measured=partial(add_to_folder, out),
             )
     except KeyboardInterrupt as error:  # while a baseline was being trained
         print(error, "the same command goes on where it was", sep="; ", file=sys.stderr)
         return 130
-    merged = before.merged(found.results)
-    if merged.rows:
-        write_report(merged, out, command=_command(options))
+    if found.measured:
+        write_report(add_to_folder(out, found.measured), out, command=_command(options))
         print(text(found.results))
         print(f"\n{out}: report.html, report.md, results.json")
     for problem in found.problems:

@@ -20,7 +20,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         examples="""
         calm-graph report runs/a/results runs/b/results --out runs/report
         calm-graph report results_seed0 results_seed1 results_seed2 --out runs/seeds   # evaluated with --seed 0, 1, 2
-        calm-graph report results composed_kept=results_kept --out runs/report
+        calm-graph report results composed_kept=results_kept --out runs/report   # also what one has more
         """,
     )
     parser.add_argument(
@@ -44,8 +44,8 @@ def run(options: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    from calm_graph.evaluate.reports.files import merge_files
     from calm_graph.evaluate.reports.report import write_report
-    from calm_graph.evaluate.reports.results import merge_files
     from calm_graph.evaluate.reports.tables import text
 
     named = [re.fullmatch(r"(?:(\w+)=)?(.+)", each) for each in options.results]

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from calm_graph.errors import CalmGraphError, EvaluationError
-from calm_graph.evaluate.measures.bootstrap import difference, draws, interval
-from calm_graph.evaluate.measures.metrics import Metric, Outcome, metric
+from calm_graph.evaluate.measures.metrics import Outcome, metric
 from calm_graph.evaluate.measures.sandbox import passes
-from calm_graph.evaluate.reports.results import AVERAGE, Compared, Results, Row, distinct, split_rows
+from calm_graph.evaluate.reports.measured import Measured, results_of
+from calm_graph.evaluate.reports.results import Results
 from calm_graph.evaluate.systems.base import System
 from calm_graph.evaluate.systems.predictions import Predictions
 from calm_graph.evaluate.tasks.task import Item, Task
 from calm_graph.evaluate.tasks.template import fill
 from calm_graph.interrupts import StopRequest
 from calm_graph.states.progress import Show, progress, say
-
-Floats = NDArray[np.float64]
 
 _ANSWERS_AT_ONCE, _SCORES_AT_ONCE = 64, 256
 """Rows between two writes: what a stopped run loses at most."""
@@ -47,35 +44,23 @@ class Evaluated:
     """What came of a run.
 
     Args:
-        results: Of every task and system that was finished.
+        measured: Row by row, of every task and system that was finished.
         problems: Systems and tasks that could not be evaluated, and why.
         stopped: Whether the run was asked to stop before its end.
     """
 
-    results: Results
+    measured: list[Measured] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     stopped: bool = False
+
+    @property
+    def results(self) -> Results:
+        """Values with their intervals, averages over languages, and differences from the composition."""
+        return results_of(self.measured)
 
 
 class _StoppedError(Exception):
     """Somebody asked the run to stop."""
-
-
-@dataclass(slots=True)
-class _Measured:
-    """The sums of one metric for one task and system, and the metric of draws of the rows."""
-
-    metric: Metric
-    sums: Floats
-    drawn: Floats
-
-    @property
-    def value(self) -> float:
-        return float(self.metric.value(self.sums.sum(axis=0)))
-
-
-_Key = tuple[tuple[str, str, str], str, str]
-"""Task, system and metric."""
 
 
 def evaluate(
@@ -87,7 +72,7 @@ def evaluate(
     seed: int = 0,
     show: Show = "auto",
     stop: StopRequest | None = None,
-    on_results: Callable[[Results], None] | None = None,
+    on_measured: Callable[[Sequence[Measured]], object] | None = None,
 ) -> Evaluated:
     """Evaluate every task by every system.
 
@@ -99,18 +84,17 @@ def evaluate(
         seed: Of examples, draws and intervals.
         show: How progress is shown.
         stop: Looked at after every answer.
-        on_results: Hears of all results so far after each system.
+        on_measured: Hears of all that was measured so far, after each system.
 
     Returns:
-        Values with their intervals, averages over languages, and differences from the composition.
+        What was measured.
 
     Raises:
         EvaluationError: A task's data cannot be used; nothing was asked yet.
     """
     stop = stop or StopRequest()
     check_tasks(tasks, data=data, seed=seed)
-    found: dict[_Key, _Measured] = {}
-    done = Evaluated(Results())
+    done = Evaluated()
     for candidate in candidates:
         if stop.requested:
             break
@@ -129,15 +113,14 @@ def evaluate(
                 done.problems.append(f"{system.name}, {task.label}: {error}")
                 say(show, done.problems[-1])
                 continue
+            rows = _digest(outcomes)
             for name in task.metrics:
-                measured = metric(name)
-                sums = measured.sums(outcomes)
-                found[task.key, system.name, name] = _Measured(measured, sums, draws(sums, measured.value, seed=seed))
+                sums = metric(name).sums(outcomes)
+                done.measured.append(Measured(*task.key, system.name, seed, name, rows, sums))
         del system
         gc.collect()  # a model may be part of a circle, and the next one needs its room
-        done.results = _results(found, seed=seed)
-        if on_results is not None:
-            on_results(done.results)
+        if on_measured is not None:
+            on_measured(done.measured)
     done.stopped = stop.requested
     return done
 
@@ -244,87 +227,7 @@ def _passed(
     return passed
 
 
-def _results(found: Mapping[_Key, _Measured], *, seed: int) -> Results:
-    rows = []
-    for (key, system, name), measured in found.items():
-        spread = interval(measured.value, measured.drawn)
-        rows.append(_row(key, system, name, seed, spread.value, spread.low, spread.high, len(measured.sums)))
-    averages = _averages(found)
-    for (key, system, name), (value, drawn, count) in averages.items():
-        spread = interval(value, drawn)
-        rows.append(_row(key, system, name, seed, value, spread.low, spread.high, count))
-    values = {key: (measured.value, measured.drawn) for key, measured in found.items()}
-    values |= {key: (value, drawn) for key, (value, drawn, _) in averages.items()}
-    return Results(rows, _differences(values, seed=seed))
-
-
-def _averages(found: Mapping[_Key, _Measured]) -> dict[_Key, tuple[float, Floats, int]]:
-    """Means over the languages of a task, where a system has finished several of them.
-
-    Draws of equally many rows are of the same rows, as the test sets that are translations of each other need.
-    """
-    groups: dict[_Key, list[_Measured]] = {}
-    for ((suite, task, _), system, name), measured in found.items():
-        groups.setdefault(((suite, task, AVERAGE), system, name), []).append(measured)
-    most = {(key, name): 0 for key, _, name in groups}
-    for (key, _, name), members in groups.items():
-        most[key, name] = max(most[key, name], len(members))
-    return {
-        (key, system, name): (
-            float(np.mean([each.value for each in members])),
-            np.mean([each.drawn for each in members], axis=0),
-            sum(len(each.sums) for each in members),
-        )
-        for (key, system, name), members in groups.items()
-        if len(members) > 1 and len(members) == most[key, name]
-    }
-
-
-def _differences(values: Mapping[_Key, tuple[float, Floats]], *, seed: int) -> list[Compared]:
-    """What the composition has more than each other system, or the first system where there is no composition."""
-    systems = distinct(system for _, system, _ in values)
-    if not systems:
-        return []
-    one = "composed" if "composed" in systems else systems[0]
-    compared = []
-    for (key, against, name), (other, other_drawn) in values.items():
-        if against == one or (key, one, name) not in values:
-            continue
-        value, drawn = values[key, one, name]
-        found = difference(value, other, drawn, other_drawn)
-        compared.append(
-            Compared(
-                suite=key[0],
-                task=key[1],
-                language=key[2],
-                system=one,
-                against=against,
-                seed=seed,
-                metric=name,
-                value=found.value,
-                low=found.low,
-                high=found.high,
-                probability=found.probability,
-            )
-        )
-    return compared
-
-
-def _row(
-    key: tuple[str, str, str], system: str, name: str, seed: int, value: float, low: float, high: float, count: int
-) -> Row:
-    suite, task, language = key
-    trained, train_rows = split_rows(system)
-    return Row(
-        suite=suite,
-        task=task,
-        language=language,
-        system=trained,
-        train_rows=train_rows,
-        seed=seed,
-        metric=name,
-        value=value,
-        low=low,
-        high=high,
-        count=count,
-    )
+def _digest(outcomes: Sequence[Outcome]) -> str:
+    """What tells other test rows from these."""
+    texts = [(outcome.reference, outcome.target) for outcome in outcomes]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]

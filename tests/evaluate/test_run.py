@@ -11,8 +11,10 @@ import pytest
 
 from calm_graph.cli import main
 from calm_graph.errors import EvaluationError
+from calm_graph.evaluate.reports.files import add_to_folder, merge_files
+from calm_graph.evaluate.reports.measured import SUMS
 from calm_graph.evaluate.reports.report import write_report
-from calm_graph.evaluate.reports.results import Results, Row, merge_files, read_results
+from calm_graph.evaluate.reports.results import Results, Row, read_results
 from calm_graph.evaluate.run import Candidate, Evaluated, evaluate
 from calm_graph.evaluate.systems.base import Decoding, Done
 from calm_graph.evaluate.tasks.task import Task
@@ -190,3 +192,39 @@ def test_an_average_over_other_languages_is_left_out(tmp_path: Path) -> None:
     two = written(tmp_path / "two", value(0, 50.0, language="b"), value(0, 50.0, language="average"))
     assert [row.language for row in merge_files([one, two]).rows] == ["a", "b"]
     assert [row.language for row in merge_files([one, one]).rows] == ["a", "average"]
+
+
+def test_systems_of_several_evaluations_are_compared_row_by_row(tmp_path: Path) -> None:
+    """Averages and differences are those of one evaluation of everything, whatever was evaluated when and where."""
+    tasks = [task(tmp_path, "a"), task(tmp_path, "b", limit=120)]
+    systems = [Calculator("composed", every=25), Calculator("anchor", every=5), Calculator("lora", every=7)]
+    whole = run(tasks, systems, tmp_path).results.as_dict()
+    for system in systems:
+        for each in tasks:
+            add_to_folder(tmp_path / system.name, run([each], [system], tmp_path).measured)
+            one_after_the_other = add_to_folder(tmp_path / "together", run([each], [system], tmp_path).measured)
+    side_by_side = merge_files([tmp_path / system.name for system in systems])
+    for found in (one_after_the_other, side_by_side, read_results(tmp_path / "together/results.json")):
+        for name in ("rows", "differences"):
+            assert sorted(map(str, found.as_dict()[name])) == sorted(map(str, whole[name]))
+    kept = merge_files([tmp_path / "composed", tmp_path / "anchor"], names=["kept", None])
+    assert {(each.system, each.against) for each in kept.differences} == {("kept", "anchor")}
+
+
+def test_values_of_other_rows_are_not_compared(tmp_path: Path) -> None:
+    out, composed, anchor = tmp_path / "out", Calculator("composed"), Calculator("anchor", every=5)
+    add_to_folder(out, run([task(tmp_path, "a")], [composed, anchor], tmp_path).measured)
+    fewer = add_to_folder(out, run([task(tmp_path, "a", limit=50)], [anchor], tmp_path).measured)
+    assert [(row.system, row.count) for row in fewer.rows] == [("composed", 200), ("anchor", 50)]
+    assert not fewer.differences
+    # In a language more than the others there is no average to set beside theirs.
+    more = add_to_folder(out, run([task(tmp_path, "b")], [composed], tmp_path).measured)
+    assert [row.system for row in more.rows if row.language == "average"] == ["composed"]
+
+
+def test_damaged_sums_are_named(tmp_path: Path) -> None:
+    add_to_folder(tmp_path / "out", run([task(tmp_path, "a")], [Calculator("x")], tmp_path).measured)
+    with (tmp_path / "out" / SUMS).open("a") as file:
+        file.write('{"suite": "torn\n')
+    with pytest.raises(EvaluationError, match=r"sums.jsonl: damaged .* evaluate again, answers are kept"):
+        merge_files([tmp_path / "out"])

@@ -1,11 +1,12 @@
-"""Measured values with their intervals: the rows of a report, as they are kept in files and joined."""
+"""Measured values with their intervals: the rows of a report, as they are kept in a file."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,24 @@ class Results:
         differences = {found.key: found for found in [*self.differences, *later.differences]}
         return Results(list(rows.values()), list(differences.values()))
 
+    def consistent(self) -> Results:
+        """Return what fits together: averages over all languages that there are, and differences of these values."""
+        parts: dict[tuple[Any, ...], list[Row]] = {}
+        for row in self.rows:
+            if row.language != AVERAGE:
+                parts.setdefault(replace(row, language=AVERAGE).key, []).append(row)
+        most: dict[tuple[Any, ...], int] = {}
+        for found in parts.values():
+            most[_group(found[0])] = max(most.get(_group(found[0]), 0), len(found))
+
+        def fits(row: Row) -> bool:
+            found = parts.get(row.key, [])
+            return len(found) == most.get(_group(row)) and row.count == sum(part.count for part in found)
+
+        rows = [row for row in self.rows if row.language != AVERAGE or fits(row)]
+        values = {row.key: row.value for row in rows}
+        return Results(rows, [each for each in self.differences if _is_of(each, values)])
+
     def as_dict(self) -> dict[str, Any]:
         """Return what is written: `{"rows": [...], "differences": [...]}`."""
         return {
@@ -149,51 +168,6 @@ def read_results(path: Path) -> Results:
     return Results(rows, differences)
 
 
-def merge_files(paths: Sequence[Path], *, names: Sequence[str | None] | None = None) -> Results:
-    """Join files of results.
-
-    Args:
-        paths: The files, or folders of runs.
-        names: For each, what its `composed` is called among the others; None: as it is.
-
-    Returns:
-        All of them together; an average that files have over different languages is left out.
-
-    Raises:
-        EvaluationError: One is no file of results, or two have different values of the same.
-    """
-    merged = Results()
-    for path, name in zip(paths, names or [None] * len(paths), strict=True):
-        found = read_results(path / "results.json" if path.is_dir() else path)
-        found = found if name is None else _renamed(found, name)
-        before = {row.key: row for row in merged.rows}
-        both = [(before[row.key], row) for row in found.rows if row.key in before]
-        for one, other in both:
-            if one.language != AVERAGE and one.value != other.value:
-                raise EvaluationError(
-                    f"{path}: has {one.system}'s {one.metric} in {one.suite}/{one.task}/{one.language} of seed "
-                    f"{one.seed} too, and it is {other.value:g}, not {one.value:g}; evaluate other seeds with --seed, "
-                    "and name another checkpoint: NAME=RESULTS"
-                )
-        mixed = {one.key[:2] for one, other in both if one.language == AVERAGE and one.value != other.value}
-        merged = merged.merged(found)
-        merged.rows = [row for row in merged.rows if row.language != AVERAGE or row.key[:2] not in mixed]
-        merged.differences = [
-            each for each in merged.differences if each.language != AVERAGE or each.key[:2] not in mixed
-        ]
-    return merged
-
-
-def _renamed(results: Results, name: str) -> Results:
-    def new(system: str) -> str:
-        return name if system == "composed" else system
-
-    return Results(
-        [replace(row, system=new(row.system)) for row in results.rows],
-        [replace(row, system=new(row.system), against=new(row.against)) for row in results.differences],
-    )
-
-
 def split_rows(name: str) -> tuple[str, int | None]:
     """Return which system a name is and on how many of the rows it was trained.
 
@@ -210,6 +184,21 @@ def split_rows(name: str) -> tuple[str, int | None]:
 def distinct(values: Iterable[str]) -> list[str]:
     """Return the values in the order in which they first come."""
     return list(dict.fromkeys(values))
+
+
+def _group(row: Row) -> tuple[Any, ...]:
+    """What rows that differ in their systems and languages have in common."""
+    return row.suite, row.task, row.seed, row.metric
+
+
+def _is_of(found: Compared, values: Mapping[tuple[Any, ...], float]) -> bool:
+    """Whether a difference is that of these values, but for rounding in files."""
+    suite, task, language, *systems, seed, name = found.key
+    one, other = (
+        values.get((suite, task, language, trained, seed, name, train_rows), math.nan)
+        for trained, train_rows in map(split_rows, systems)
+    )
+    return abs(one - other - found.value) < 1e-5
 
 
 def _known(kind: Any, row: Mapping[str, Any]) -> dict[str, Any]:

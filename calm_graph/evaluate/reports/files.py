@@ -1,0 +1,80 @@
+"""Folders of results: what an evaluation adds to its own, and several of them put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from calm_graph.errors import EvaluationError
+from calm_graph.evaluate.reports.measured import SUMS, Measured, read_measured, results_of, write_measured
+from calm_graph.evaluate.reports.results import AVERAGE, Results, read_results
+
+
+def add_to_folder(folder: Path, measured: Sequence[Measured]) -> Results:
+    """Keep what was measured, beside what earlier evaluations found.
+
+    Args:
+        folder: Of the results; what both have is replaced.
+        measured: Row by row.
+
+    Returns:
+        All results of the folder, as results.json has them now.
+    """
+    file = folder / "results.json"
+    known = _joined([*read_measured(folder / SUMS), *measured])
+    before = read_results(file) if file.is_file() else Results()
+    results = before.merged(results_of(known)).consistent()
+    write_measured(known, folder / SUMS)
+    results.write(file)
+    return results
+
+
+def merge_files(paths: Sequence[Path], *, names: Sequence[str | None] | None = None) -> Results:
+    """Put the results of several evaluations together.
+
+    Args:
+        paths: Folders of results, or files of them.
+        names: For each, what its `composed` is called among the others; None: as it is.
+
+    Returns:
+        All of them together, and the differences between systems of several folders, where rows were the same.
+
+    Raises:
+        EvaluationError: One is no file of results, or two have different values of the same.
+    """
+    merged, known = Results(), []
+    for path, name in zip(paths, names or [None] * len(paths), strict=True):
+        file = path / "results.json" if path.is_dir() else path
+        found, measured = read_results(file), read_measured(file.with_name(SUMS))
+        if name is not None:
+            found = _renamed(found, name)
+            measured = [replace(each, system=_new(each.system, name)) for each in measured]
+        before = {row.key: row for row in merged.rows}
+        for row in found.rows:
+            one = before.get(row.key, row)
+            if row.language != AVERAGE and one.value != row.value:
+                raise EvaluationError(
+                    f"{path}: has {one.system}'s {one.metric} in {one.suite}/{one.task}/{one.language} of seed "
+                    f"{one.seed} too, and it is {row.value:g}, not {one.value:g}; evaluate other seeds with --seed, "
+                    "and name another checkpoint: NAME=RESULTS"
+                )
+        merged = merged.merged(found)
+        known += measured
+    return merged.merged(results_of(_joined(known))).consistent()
+
+
+def _joined(measured: Iterable[Measured]) -> list[Measured]:
+    """Later ones replace earlier ones."""
+    return list({each.key: each for each in measured}.values())
+
+
+def _renamed(results: Results, name: str) -> Results:
+    return Results(
+        [replace(row, system=_new(row.system, name)) for row in results.rows],
+        [replace(row, system=_new(row.system, name), against=_new(row.against, name)) for row in results.differences],
+    )
+
+
+def _new(system: str, name: str) -> str:
+    return name if system == "composed" else system

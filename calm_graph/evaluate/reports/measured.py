@@ -1,0 +1,204 @@
+"""What was measured of each test row, as kept in files, and what follows from it: values, averages and differences."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calm_graph.errors import EvaluationError
+from calm_graph.evaluate.measures.bootstrap import difference, draws, interval
+from calm_graph.evaluate.measures.metrics import metric
+from calm_graph.evaluate.reports.results import AVERAGE, Compared, Results, Row, distinct, split_rows
+
+Floats = NDArray[np.float64]
+
+SUMS = "sums.jsonl"
+"""The file, beside results.json."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric of one system and task, row by row, so that it can be compared with what is measured later.
+
+    Args:
+        suite: Of the task.
+        task: Its name.
+        language: Of its rows.
+        system: What was measured.
+        seed: Of the run; rows are drawn by it.
+        metric: What of it.
+        rows: A digest of the test rows: only values of the same rows are compared.
+        sums: float [N, S], what the metric sums over rows.
+    """
+
+    suite: str
+    task: str
+    language: str
+    system: str
+    seed: int
+    metric: str
+    rows: str
+    sums: Floats
+
+    @property
+    def key(self) -> tuple[str, str, str, str, int, str]:
+        """What tells it from all others."""
+        return self.suite, self.task, self.language, self.system, self.seed, self.metric
+
+    @property
+    def count(self) -> int:
+        """How many rows were measured."""
+        return len(self.sums)
+
+    @cached_property
+    def value(self) -> float:
+        """The metric of all rows."""
+        return float(metric(self.metric).value(self.sums.sum(axis=0)))
+
+    @cached_property
+    def drawn(self) -> Floats:
+        """The metric of draws of the rows; equally many rows are drawn alike, so that systems are paired."""
+        return draws(self.sums, metric(self.metric).value, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class _Average:
+    """The mean over the languages of a task."""
+
+    parts: Sequence[Measured]
+
+    @property
+    def key(self) -> tuple[str, str, str, str, int, str]:
+        suite, task, _, system, seed, name = self.parts[0].key
+        return suite, task, AVERAGE, system, seed, name
+
+    @property
+    def rows(self) -> tuple[tuple[str, str], ...]:
+        return tuple(sorted((part.language, part.rows) for part in self.parts))
+
+    @property
+    def count(self) -> int:
+        return sum(part.count for part in self.parts)
+
+    @cached_property
+    def value(self) -> float:
+        return float(np.mean([part.value for part in self.parts]))
+
+    @cached_property
+    def drawn(self) -> Floats:
+        # Test sets that are translations of each other have the same rows in every draw.
+        return np.asarray(np.mean([part.drawn for part in self.parts], axis=0))
+
+
+def results_of(measured: Iterable[Measured]) -> Results:
+    """Work out what is reported.
+
+    Args:
+        measured: Row by row.
+
+    Returns:
+        Values with their intervals, their averages over the languages of a task for the systems that have all of them,
+        and what the composition (or the first system, where there is none) has more than each other on the same rows.
+    """
+    found: list[Measured | _Average] = list(measured)
+    found += _averages(each for each in found if isinstance(each, Measured))
+    return Results([_row(each) for each in found], list(_differences(found)))
+
+
+def _averages(measured: Iterable[Measured]) -> Iterator[_Average]:
+    groups: dict[tuple[str, str, int, str], dict[str, list[Measured]]] = {}
+    for each in measured:
+        systems = groups.setdefault((each.suite, each.task, each.seed, each.metric), {})
+        systems.setdefault(each.system, []).append(each)
+    for systems in groups.values():
+        most = max(map(len, systems.values()))
+        yield from (_Average(parts) for parts in systems.values() if len(parts) == most > 1)
+
+
+def _differences(found: Sequence[Measured | _Average]) -> Iterator[Compared]:
+    by_key = {each.key: each for each in found}
+    systems = distinct(each.key[3] for each in found)
+    for (suite, task, language, against, seed, name), other in by_key.items():
+        system = "composed" if "composed" in systems else systems[0]
+        one = by_key.get((suite, task, language, system, seed, name))
+        if against == system or one is None or one.rows != other.rows:
+            continue
+        apart = difference(one.value, other.value, one.drawn, other.drawn)
+        yield Compared(
+            suite=suite,
+            task=task,
+            language=language,
+            system=system,
+            against=against,
+            seed=seed,
+            metric=name,
+            value=apart.value,
+            low=apart.low,
+            high=apart.high,
+            probability=apart.probability,
+        )
+
+
+def _row(found: Measured | _Average) -> Row:
+    suite, task, language, system, seed, name = found.key
+    trained, train_rows = split_rows(system)
+    spread = interval(found.value, found.drawn)
+    return Row(
+        suite=suite,
+        task=task,
+        language=language,
+        system=trained,
+        train_rows=train_rows,
+        seed=seed,
+        metric=name,
+        value=spread.value,
+        low=spread.low,
+        high=spread.high,
+        count=found.count,
+    )
+
+
+def write_measured(measured: Iterable[Measured], path: Path) -> None:
+    """Write a file of JSON Lines, whole or not at all.
+
+    Args:
+        measured: All that it should hold.
+        path: The file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.tmp")
+    with scratch.open("w", encoding="utf-8") as file:
+        for each in measured:
+            names = {name: getattr(each, name) for name in Measured.__annotations__ if name != "sums"}
+            file.write(json.dumps({**names, "sums": each.sums.tolist()}, ensure_ascii=False) + "\n")
+    os.replace(scratch, path)
+
+
+def read_measured(path: Path) -> list[Measured]:
+    """Read such a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What is in it; nothing if it is not there.
+
+    Raises:
+        EvaluationError: It is damaged.
+    """
+    if not path.is_file():
+        return []
+    try:
+        rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+        return [Measured(**{**row, "sums": np.asarray(row["sums"], dtype=np.float64)}) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(
+            f"{path}: damaged ({type(error).__name__}: {error}); remove it and evaluate again, answers are kept"
+        ) from error
