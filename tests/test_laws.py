@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "calm_graph.errors": 0,
     "calm_graph.interrupts": 0,
+    "calm_graph.progress": 0,
     "registry": 1,
     "calm_graph.declare": 2,
     "calm_graph.augmenters": 2,

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 from calm_graph.data.columns import Columns, check_columns
 from calm_graph.data.lengths import LengthLimit
 from calm_graph.data.part import ROWS_AT_ONCE, Part, make_part
-from calm_graph.data.progress import Show, counting
 from calm_graph.data.rows import ROW, Place
 from calm_graph.data.samples import Dataset
 from calm_graph.data.sources import Rows, open_rows, package_of
 from calm_graph.declare.settings import LongRows
 from calm_graph.errors import InputError
+from calm_graph.progress import Show, progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,14 +71,14 @@ def load_dataset(
     found = Part(num_rows=0)
     lengths = LengthLimit(max_length, long_rows)
     kept: list[Dataset] = []
-    with counting(name, total=num_rows, show=show) as count:
+    with progress(show, label=f"read {name}", total=num_rows, unit="rows", passing=True) as advance:
         for part in parts:
             found.add(part)
             if len(found.problems) >= _MAX_PROBLEMS:
                 break
             if part.samples is not None:
                 kept.append(lengths.fitted(part.samples))
-            count(found.num_rows)
+            advance(part.num_rows)
     if found.problems:
         raise InputError(_listed(name, found.problems))
     if found.num_rows == 0:

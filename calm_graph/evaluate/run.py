@@ -20,7 +20,7 @@ from calm_graph.evaluate.systems.predictions import Predictions
 from calm_graph.evaluate.tasks.task import Item, Task
 from calm_graph.evaluate.tasks.template import fill
 from calm_graph.interrupts import StopRequest
-from calm_graph.states.progress import Show, progress, say
+from calm_graph.progress import Show, progress, say
 
 _ANSWERS_AT_ONCE, _SCORES_AT_ONCE = 64, 256
 """Rows between two writes: what a stopped run loses at most."""
@@ -196,7 +196,7 @@ def _asked(
     new = sorted({each for each in asked if each not in kept}, key=lambda each: (-sum(map(len, each)), each))
     if new:
         label = kept.path.name.rsplit(".", 2)[0]
-        with progress(show, done=len(asked) - len(new), total=len(asked), label=label) as advance:
+        with progress(show, label=label, total=len(asked), done=len(asked) - len(new)) as advance:
 
             def heard(index: int) -> None:
                 advance(1)
@@ -218,7 +218,7 @@ def _passed(
 ) -> list[list[bool]]:
     assert task.program is not None
     passed = []
-    with progress(show, done=0, total=len(items), label=label) as advance:
+    with progress(show, label=label, total=len(items)) as advance:
         for item, texts in zip(items, answers, strict=True):
             passed.append([passes(fill(task.program, {**item.row, "answer": text})) for text in texts])
             advance(1)

@@ -20,10 +20,10 @@ from calm_graph.errors import CalmGraphError, StatesError
 from calm_graph.interrupts import stop_on_signals
 from calm_graph.model.build import nested_checkpoints
 from calm_graph.plan.graph import make_plan
+from calm_graph.progress import Advance, Show, progress, say
 from calm_graph.states.compute import StateComputer, TokenCounter
 from calm_graph.states.estimate import Estimate, Shard, cut, estimate
 from calm_graph.states.key import DTYPES, Dtype, can_start_late, key_of
-from calm_graph.states.progress import Advance, Show, progress, say
 from calm_graph.states.store import remove_scratch, shard_files, write_key
 from registry import Registry
 from registry import registry as default_registry
@@ -134,7 +134,7 @@ def precompute(
             raise StatesError(f"{folder}: {found.num_bytes_left:,} bytes are needed, but {free:,} are free")
         done = found.num_samples - sum(shard.num_samples for shard in left)
         try:
-            with progress(show, done=done, total=found.num_samples) as advance:
+            with progress(show, label="precompute", total=found.num_samples, done=done) as advance:
                 workers.write(folder, left, advance)
         except KeyboardInterrupt:
             num_left = len({shard.name for shard in shards} - {file.name for file in shard_files(folder)})

@@ -16,7 +16,7 @@ from calm_graph.declare.settings import LongRows
 from calm_graph.errors import InputError
 from calm_graph.generate.selector import LearnedSelector, mean_state
 from calm_graph.model.composed import ComposedModel
-from calm_graph.states.progress import Show, progress
+from calm_graph.progress import Show, progress
 from calm_graph.train.chosen import row_prompts
 from calm_graph.train.worth import gains
 
@@ -138,7 +138,7 @@ def _decided(names: Sequence[str], chosen_RA: torch.Tensor, needed_RA: torch.Ten
 def _states(model: ComposedModel, dataset: Dataset, *, layer: int, show: Show) -> torch.Tensor:
     """Return what a gate sees of each row's prompt, float [R, D]."""
     found = []
-    with progress(show, done=0, total=len(dataset), label="states of prompts") as advance:
+    with progress(show, label="states of prompts", total=len(dataset)) as advance:
         for row in range(len(dataset)):
             (ids,) = row_prompts(model, dataset.batch([row]))
             found.append(mean_state(model, ids, layer=layer))

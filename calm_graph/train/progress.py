@@ -1,17 +1,16 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere, on stderr."""
+"""What a person sees of a training run: losses and evaluations, as a bar on a terminal and plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
-from typing import Literal, Protocol
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from calm_graph.progress import Show
 from calm_graph.train.evaluation import Evaluation
 from calm_graph.train.metrics import Record
-
-Show = Literal["auto", "plain", "none"]
 
 
 class Reporter(Protocol):

@@ -29,8 +29,8 @@ from calm_graph.errors import CalmGraphError, DeclarationError, TrainingError
 from calm_graph.interrupts import handlers_kept
 from calm_graph.plan.estimate import estimate
 from calm_graph.plan.graph import make_plan
+from calm_graph.progress import Show
 from calm_graph.train.metrics import read_metrics
-from calm_graph.train.progress import Show
 from calm_graph.train.run import fit
 from calm_graph.train.sweep_report import plot
 from calm_graph.train.sweep_results import PLOT_FILE, SweepFolder, SweepResult, Trial, ranked

@@ -14,8 +14,8 @@ from calm_graph.data.sources import Rows
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.errors import InputError, TrainingError
 from calm_graph.plan.parts import Plan
+from calm_graph.progress import Show
 from calm_graph.states.store import StateStore
-from calm_graph.train.progress import Show
 
 
 def check_settings(plan: Plan, settings: TrainSettings, *, evaluates: bool, keeps: bool) -> None:

@@ -13,11 +13,12 @@ from calm_graph.interrupts import stop_on_signals
 from calm_graph.model.checkpoint import joined_tensors, put_tensors, trained_tensors
 from calm_graph.model.composed import ComposedModel
 from calm_graph.plan.graph import make_plan
+from calm_graph.progress import Show
 from calm_graph.states.store import open_states
 from calm_graph.train.folder import RunFolder
 from calm_graph.train.job import Job, find_device
 from calm_graph.train.loop import TrainResult
-from calm_graph.train.progress import Show, make_reporter
+from calm_graph.train.progress import make_reporter
 from calm_graph.train.rows import check_settings, load_rows
 from calm_graph.train.workers import Workers
 from registry import Registry

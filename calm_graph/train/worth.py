@@ -13,7 +13,7 @@ from calm_graph.data.order import split
 from calm_graph.data.samples import Batch, Dataset
 from calm_graph.model.composed import ComposedModel
 from calm_graph.model.losses import supervised_positions
-from calm_graph.states.progress import Show, progress
+from calm_graph.progress import Show, progress
 
 
 def gains(model: ComposedModel, dataset: Dataset, names: Sequence[str], *, batch_size: int, show: Show) -> torch.Tensor:
@@ -31,7 +31,7 @@ def gains(model: ComposedModel, dataset: Dataset, names: Sequence[str], *, batch
     """
     gain_RA = torch.zeros(len(dataset), len(names))
     order = np.argsort(dataset.lengths, kind="stable")[::-1]
-    with progress(show, done=0, total=len(dataset), label="what augmenters are worth") as advance:
+    with progress(show, label="what augmenters are worth", total=len(dataset)) as advance:
         for rows in split(order, dataset.lengths, batch_size=batch_size):
             batch = dataset.batch(rows.tolist())
             all_B = _nats_per_token(model, batch, {})

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from calm_graph.model.composed import ComposedModel
-from calm_graph.train.progress import Show
+from calm_graph.progress import Show
 from examples.arithmetic import compositions
 from examples.arithmetic.data import DEPARTMENT_NAMES, departments, prices
 from examples.arithmetic.measure import measure, table

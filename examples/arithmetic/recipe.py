@@ -11,8 +11,8 @@ from calm_graph.declare.composition import Composition
 from calm_graph.declare.settings import TrainSettings
 from calm_graph.model.build import build_model
 from calm_graph.model.composed import ComposedModel
+from calm_graph.progress import Show
 from calm_graph.train import fit
-from calm_graph.train.progress import Show
 from examples.arithmetic.data import Row, Split, departments, draw_key, draw_number, expression_row, numeric_row
 from registry import Registry
 

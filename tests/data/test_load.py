@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from calm_graph import progress
 from calm_graph.data import load as load_module
-from calm_graph.data import progress
 from calm_graph.errors import InputError
 from tests.data.conftest import CHAT, CHATML, GOOD, load
 from tests.model.pico import make_tokenizer
@@ -173,4 +173,4 @@ def test_reading_much_is_shown_in_lines_where_there_is_no_terminal(
     assert capsys.readouterr().err == ""
     load([GOOD] * 5, tokenizer, show="plain")
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(" rows, ")[0] for line in lines] == [f"read data: {n} of 5" for n in (2, 4, 5)]
+    assert lines == [f"read data {n}/5 rows" for n in (2, 4, 5)]

@@ -30,7 +30,7 @@ from calm_graph.evaluate.systems.base import System
 from calm_graph.evaluate.systems.engine import EngineSystem
 from calm_graph.evaluate.systems.plain import PlainSystem
 from calm_graph.model.composed import ComposedModel
-from calm_graph.train.progress import Show
+from calm_graph.progress import Show
 from registry import ModelCard
 from registry.fingerprint import file_digest
 from registry.weights import identity, load_causal_lm, load_tokenizer

@@ -20,8 +20,8 @@ from calm_graph.evaluate.baselines.reference import Reference
 from calm_graph.evaluate.baselines.trained_anchor import TrainedAnchor
 from calm_graph.evaluate.reports.results import split_rows
 from calm_graph.plan.graph import make_plan
+from calm_graph.progress import Show
 from calm_graph.train.loop import TrainResult
-from calm_graph.train.progress import Show
 from calm_graph.train.rows import longest_sample
 from calm_graph.train.run import fit
 from registry import Registry
