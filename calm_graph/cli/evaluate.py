@@ -150,8 +150,9 @@ def run(options: argparse.Namespace) -> int:
         print(error, "the same command goes on where it was", sep="; ", file=sys.stderr)
         return 130
     if found.measured:
-        write_report(add_to_folder(out, found.measured), out, command=_command(options))
-        print(text(found.results))
+        results = add_to_folder(out, found.measured)
+        write_report(results, out, command=_command(options))
+        print(text(results.of({(task.suite, task.name) for task in tasks})))
         print(f"\n{out}: report.html, report.md, results.json")
     for problem in found.problems:
         print(problem, file=sys.stderr)

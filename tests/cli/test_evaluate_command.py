@@ -34,6 +34,8 @@ def test_a_task_of_ones_own_in_one_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert (tmp_path / "out/report.html").is_file() and (tmp_path / "out/report.md").is_file()
     # Another system later: the earlier results stay.
     assert main([*command, "--systems", "composed_without"]) == 0
+    table = capsys.readouterr().out
+    assert "composed - anchor: " in table and "composed - composed_without_demo-prices-garden: " in table
     systems = {row["system"] for row in json.loads((tmp_path / "out/results.json").read_text())["rows"]}
     assert {"anchor", "composed_without_demo-prices-garden", "composed_without_demo-prices-kitchen"} <= systems
 

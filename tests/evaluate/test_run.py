@@ -15,6 +15,7 @@ from calm_graph.evaluate.reports.files import add_to_folder, merge_files
 from calm_graph.evaluate.reports.measured import SUMS
 from calm_graph.evaluate.reports.report import write_report
 from calm_graph.evaluate.reports.results import Results, Row, read_results
+from calm_graph.evaluate.reports.tables import text
 from calm_graph.evaluate.run import Candidate, Evaluated, evaluate
 from calm_graph.evaluate.systems.base import Decoding, Done
 from calm_graph.evaluate.tasks.task import Task
@@ -180,7 +181,7 @@ def test_seeds_and_checkpoints_side_by_side(tmp_path: Path, capsys: pytest.Captu
     lines = {line.split("  ")[0].strip(): line for line in capsys.readouterr().out.splitlines()}
     assert "40.0 [39.0, 41.0]" in lines["a, seed 0"] and "77.0* [76.0, 78.0]" in lines["a, seed 0"]
     # Of a system with one seed of three there is no mean.
-    assert re.search(r"41\.0\* \[40\.0, 42\.0\] +7\.000 \[7\.000, 7\.000\] +-$", lines["a, mean of 3 seeds"])
+    assert re.search(r"41\.0\* \[40\.0, 42\.0\] +7\.0 \[7\.0, 7\.0\] +-$", lines["a, mean of 3 seeds"])
     assert (tmp_path / "out/report.md").read_text().startswith("# Seeds\n")
     again = written(tmp_path / "again", value(0, 41.0))
     assert main(["report", str(seeds[0]), str(again), "--out", str(tmp_path / "out")]) == 1
@@ -207,6 +208,9 @@ def test_systems_of_several_evaluations_are_compared_row_by_row(tmp_path: Path) 
     for found in (one_after_the_other, side_by_side, read_results(tmp_path / "together/results.json")):
         for name in ("rows", "differences"):
             assert sorted(map(str, found.as_dict()[name])) == sorted(map(str, whole[name]))
+    (average,) = (each for each in side_by_side.differences if each.language == "average" and each.against == "lora")
+    line = f"composed - lora: +{average.value:.1f} [{average.low:.1f}, {average.high:.1f}]"
+    assert text(side_by_side).splitlines().count(line) == 1
     kept = merge_files([tmp_path / "composed", tmp_path / "anchor"], names=["kept", None])
     assert {(each.system, each.against) for each in kept.differences} == {("kept", "anchor")}
 

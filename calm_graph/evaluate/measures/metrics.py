@@ -53,6 +53,7 @@ class Metric:
         sums: Outcomes of N rows -> float [N, S], what is summed over rows.
         value: Sums, float [..., S] -> the value, float [...]; corpus-level metrics are no means over rows.
         num_samples: Answers that it needs of each row.
+        num_digits: After the point, that say something.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Metric:
     sums: Callable[[Sequence[Outcome]], Floats]
     value: Callable[[Floats], Floats]
     num_samples: int = 1
+    num_digits: int = 1
 
 
 def metric(name: str) -> Metric:
@@ -260,6 +262,7 @@ METRICS: dict[str, Metric] = {
             higher_is_better=False,
             sums=_nats_and_bytes,
             value=_bits_per_byte,
+            num_digits=3,
         ),
         Metric(
             name="perplexity",
@@ -268,6 +271,7 @@ METRICS: dict[str, Metric] = {
             higher_is_better=False,
             sums=_nats_and_words,
             value=_perplexity,
+            num_digits=2,
         ),
     )
 }

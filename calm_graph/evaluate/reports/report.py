@@ -9,7 +9,7 @@ from pathlib import Path
 
 from calm_graph.evaluate.reports.plots import Plot, plots
 from calm_graph.evaluate.reports.results import Compared, Results
-from calm_graph.evaluate.reports.tables import Cell, Table, shown, tables
+from calm_graph.evaluate.reports.tables import Cell, Table, shown_difference, tables
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --best: #2f6db5; }
@@ -110,8 +110,7 @@ def _difference_lines(differences: Sequence[Compared]) -> tuple[list[str], list[
             found.metric,
             str(found.seed),
             f"{found.system} - {found.against}",
-            f"{'+' if found.value > 0 else ''}{shown(found.value)}",
-            f"{shown(found.low)}, {shown(found.high)}",
+            *shown_difference(found),
             f"{found.probability:.3f}",
         ]
         for found in differences

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,13 @@ class Results:
         rows = {row.key: row for row in [*self.rows, *later.rows]}
         differences = {found.key: found for found in [*self.differences, *later.differences]}
         return Results(list(rows.values()), list(differences.values()))
+
+    def of(self, tasks: Container[tuple[str, str]]) -> Results:
+        """Return what belongs to some tasks, each named by its suite and its name."""
+        return Results(
+            [row for row in self.rows if (row.suite, row.task) in tasks],
+            [each for each in self.differences if (each.suite, each.task) in tasks],
+        )
 
     def consistent(self) -> Results:
         """Return what fits together: averages over all languages that there are, and differences of these values."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from calm_graph.evaluate.measures.metrics import metric
-from calm_graph.evaluate.reports.results import AVERAGE, Results, Row, distinct
+from calm_graph.evaluate.reports.results import AVERAGE, Compared, Results, Row, distinct
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +59,21 @@ def tables(results: Results) -> list[Table]:
 
 
 def text(results: Results) -> str:
-    """Return all tables for a terminal; the best value of each line has a star."""
-    return "\n\n".join("\n".join([table.title, *_lines(table)]) for table in tables(results))
+    """Return all tables for a terminal, with what systems differ by; the best value of each line has a star."""
+    return "\n\n".join(
+        "\n".join([table.title, *_lines(table), *_difference_lines(table, results)]) for table in tables(results)
+    )
 
 
-def shown(value: float) -> str:
-    """Return a value with as many digits as say something."""
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+def shown(value: float, name: str) -> str:
+    """Return a value of a metric with as many digits as say something."""
+    return f"{value:.{metric(name).num_digits}f}"
+
+
+def shown_difference(found: Compared) -> tuple[str, str]:
+    """Return a difference, with its sign, and its interval."""
+    value, low, high = (shown(each, found.metric) for each in (found.value, found.low, found.high))
+    return f"{'+' if found.value > 0 else ''}{value}", f"{low}, {high}"
 
 
 def line_name(row: Row, *, with_seed: bool) -> str:
@@ -127,14 +135,24 @@ def _cells(name: str, systems: Sequence[str], found: dict[str, Row]) -> Iterator
         if row is None:
             yield None
         else:
-            spread = f"{shown(row.low)}, {shown(row.high)}"
-            yield Cell(shown(row.value), spread, row.value == best and len(values) > 1)
+            spread = f"{shown(row.low, name)}, {shown(row.high, name)}"
+            yield Cell(shown(row.value, name), spread, row.value == best and len(values) > 1)
 
 
 def _lines(table: Table) -> list[str]:
     lines = [["", *table.systems], *([head, *map(_shown_cell, cells)] for head, cells in table.lines)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+
+
+def _difference_lines(table: Table, results: Results) -> Iterator[str]:
+    """The differences over all languages, where there are several."""
+    of_table = (table.suite, table.task, table.metric)
+    found = [each for each in results.differences if (each.suite, each.task, each.metric) == of_table]
+    many_seeds = len({each.seed for each in found}) > 1
+    for each in [each for each in found if each.language == AVERAGE] or found:
+        value, spread = shown_difference(each)
+        yield f"{each.system} - {each.against}{f', seed {each.seed}' if many_seeds else ''}: {value} [{spread}]"
 
 
 def _shown_cell(cell: Cell | None) -> str:
