@@ -1,4 +1,4 @@
-"""The application on a real Ray cluster of this machine: two engines, one of which is killed again and again."""
+"""Applications on a real Ray cluster: engines of which one is killed again and again, an augmenter somewhere else."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from ray.serve.config import HTTPOptions
 
 from calm_graph import Augmenter, every
 from calm_graph.errors import DeclarationError
+from calm_graph.serve.augmenter_ray import build_augmenter
+from calm_graph.serve.augmenter_settings import AugmenterSettings
 from calm_graph.serve.ray_app import build_app
 from calm_graph.serve.settings import ServeSettings
 from tests.generate.test_engine import TEXTS, alone
@@ -48,10 +50,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
 
 
 @pytest.fixture(scope="module")
-def address(checkpoint: tuple[Path, dict[str, str]]) -> Iterator[str]:
+def address(checkpoint: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # before the cluster, whose processes have it
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
     settings = ServeSettings(checkpoints=(str(checkpoint[0]),), num_replicas=2, engine={"max_running": 4})
@@ -59,6 +63,7 @@ def address(checkpoint: tuple[Path, dict[str, str]]) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
     ray.shutdown()
+    patch.undo()
 
 
 def engines() -> list[int]:
@@ -143,6 +148,53 @@ def test_a_client_that_leaves_ends_its_answer(address: str) -> None:
     deadline = time.monotonic() + 20
     while 'finished_reason="cancelled"' not in httpx.get(f"{address}/metrics").text:
         assert time.monotonic() < deadline, "the engine goes on with what nobody hears"
+
+
+def test_a_composition_reads_an_augmenter_of_another_deployment(address: str, tmp_path: Path) -> None:
+    zoo = Zoo(tmp_path / "zoo")
+    zoo.add("anchor", "llama", tokenizer="bytes", seed=1)
+    zoo.add("other", "gemma3_text", tokenizer="spaces", seed=3)
+    model = zoo.compose(Augmenter("other", attach=every(2), reading="prompt"), name="pico")
+    model.save_pretrained(tmp_path / "pico")
+    model.generation_config.eos_token_id = None
+    expected = {
+        prompt: model.tokenizer.decode(alone(model, prompt, 12), skip_special_tokens=True) for prompt in TEXTS[:3]
+    }
+    (tmp_path / "cards").mkdir()
+    card = zoo.registry.get("other").model_dump_json(include={"name", "source"})
+    (tmp_path / "cards" / "other.json").write_text(card)
+    (tmp_path / "keys").write_text("pico:geheim\n")
+    layers = tuple(planned.augmenter_layer for planned in model.plan.attachments)
+    owner = AugmenterSettings(
+        name="other",
+        layers=layers,
+        registries=(tmp_path / "cards",),
+        api_keys_file=tmp_path / "keys",
+        num_cpus=0.5,
+    )
+    serve.run(build_augmenter(owner), name="augmenter-other", route_prefix="/augmenters/other")
+    url = f"{address}/augmenters/other"
+    assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{url}/v1/augmenter").status_code == 401
+    # The user has the checkpoint, a card with the address and the place of the key, and no weights of the augmenter.
+    (zoo.folder / "other" / "model.safetensors").unlink()
+    (tmp_path / "key").write_text("geheim")
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user" / "other.json").write_text(
+        f'{{"name": "other", "source": "remote:{url}", "remote": {{"api_key_file": "{tmp_path / "key"}"}}}}'
+    )
+    user = ServeSettings(checkpoints=(str(tmp_path / "pico"),), registries=(str(tmp_path / "user"),), num_cpus=0.5)
+    serve.run(build_app(user), name="pico", route_prefix="/reader")
+    reader = f"{address}/reader/v1/completions"
+    for prompt, text in expected.items():
+        body = {"model": "pico", "prompt": prompt, "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+        assert httpx.post(reader, json=body, timeout=60).json()["choices"][0]["text"] == text
+    metrics = httpx.get(f"{url}/metrics", headers={"Authorization": "Bearer geheim"}).text
+    assert "calm_graph_augmenter_requests_total 3.0" in metrics
+    serve.delete("augmenter-other")
+    answer = httpx.post(reader, json=body | {"prompt": "new"}, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "augmenter_unavailable")
+    serve.delete("pico")
 
 
 def test_replicas_and_autoscaling_exclude_each_other(checkpoint: tuple[Path, dict[str, str]]) -> None:
