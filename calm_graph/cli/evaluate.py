@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
     if options.checkpoint is None:
         raise InputError("--checkpoint is missing: what should be evaluated?")
     _check_used(options)
-    from calm_graph.evaluate.reports.files import add_to_folder
+    from calm_graph.evaluate.reports.files import ResultsFolder
     from calm_graph.evaluate.reports.report import write_report
     from calm_graph.evaluate.reports.tables import text
     from calm_graph.evaluate.run import check_tasks, evaluate
@@ -123,6 +122,7 @@ def run(options: argparse.Namespace) -> int:
 
     check_tasks(tasks, data=options.data, seed=options.seed)
     out = options.out or Path("runs/evaluate") / Path(options.tasks).stem
+    folder = ResultsFolder(out)
     setup = Setup(
         checkpoint=options.checkpoint,
         dtype=options.dtype,
@@ -144,15 +144,14 @@ def run(options: argparse.Namespace) -> int:
                 seed=options.seed,
                 show=options.show,
                 stop=stop,
-                on_measured=partial(add_to_folder, out),
+                on_measured=folder.add,
             )
     except KeyboardInterrupt as error:  # while a baseline was being trained
         print(error, "the same command goes on where it was", sep="; ", file=sys.stderr)
         return 130
     if found.measured:
-        results = add_to_folder(out, found.measured)
-        write_report(results, out, command=_command(options))
-        print(text(results.of({(task.suite, task.name) for task in tasks})))
+        write_report(folder.results, out, command=_command(options))
+        print(text(folder.results.of({(task.suite, task.name) for task in tasks})))
         print(f"\n{out}: report.html, report.md, results.json")
     for problem in found.problems:
         print(problem, file=sys.stderr)

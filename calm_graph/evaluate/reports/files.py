@@ -5,29 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from calm_graph.errors import EvaluationError
 from calm_graph.evaluate.reports.measured import SUMS, Measured, read_measured, results_of, write_measured
 from calm_graph.evaluate.reports.results import AVERAGE, Results, read_results
 
 
-def add_to_folder(folder: Path, measured: Sequence[Measured]) -> Results:
-    """Keep what was measured, beside what earlier evaluations found.
+class ResultsFolder:
+    """The results of a folder, to which an evaluation adds its own.
 
     Args:
-        folder: Of the results; what both have is replaced.
-        measured: Row by row.
+        path: Of the folder, which may be new.
 
-    Returns:
-        All results of the folder, as results.json has them now.
+    Raises:
+        EvaluationError: What is in it is damaged.
     """
-    file = folder / "results.json"
-    known = _joined([*read_measured(folder / SUMS), *measured])
-    before = read_results(file) if file.is_file() else Results()
-    results = before.merged(results_of(known)).consistent()
-    write_measured(known, folder / SUMS)
-    results.write(file)
-    return results
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        file = path / "results.json"
+        self.results = read_results(file) if file.is_file() else Results()
+        self._measured = {each.key: each for each in read_measured(path / SUMS)}
+
+    def add(self, measured: Iterable[Measured]) -> None:
+        """Keep what was measured, and work out all results again; what was there already is replaced.
+
+        Args:
+            measured: Row by row.
+        """
+        self._measured |= {each.key: each for each in measured}
+        self.results = self.results.merged(results_of(self._measured.values())).consistent()
+        write_measured(self._measured.values(), self.path / SUMS)
+        self.results.write(self.path / "results.json")
 
 
 def merge_files(paths: Sequence[Path], *, names: Sequence[str | None] | None = None) -> Results:
@@ -43,7 +53,8 @@ def merge_files(paths: Sequence[Path], *, names: Sequence[str | None] | None = N
     Raises:
         EvaluationError: One is no file of results, or two have different values of the same.
     """
-    merged, known = Results(), []
+    merged = Results()
+    known: dict[tuple[Any, ...], Measured] = {}
     for path, name in zip(paths, names or [None] * len(paths), strict=True):
         file = path / "results.json" if path.is_dir() else path
         found, measured = read_results(file), read_measured(file.with_name(SUMS))
@@ -60,13 +71,8 @@ def merge_files(paths: Sequence[Path], *, names: Sequence[str | None] | None = N
                     "and name another checkpoint: NAME=RESULTS"
                 )
         merged = merged.merged(found)
-        known += measured
-    return merged.merged(results_of(_joined(known))).consistent()
-
-
-def _joined(measured: Iterable[Measured]) -> list[Measured]:
-    """Later ones replace earlier ones."""
-    return list({each.key: each for each in measured}.values())
+        known |= {each.key: each for each in measured}
+    return merged.merged(results_of(known.values())).consistent()
 
 
 def _renamed(results: Results, name: str) -> Results:
