@@ -13,6 +13,7 @@ from calm_graph.cli import main
 from calm_graph.errors import EvaluationError
 from calm_graph.evaluate.reports.files import ResultsFolder, merge_files
 from calm_graph.evaluate.reports.measured import SUMS
+from calm_graph.evaluate.reports.plots import plots
 from calm_graph.evaluate.reports.report import write_report
 from calm_graph.evaluate.reports.results import Results, Row, read_results
 from calm_graph.evaluate.reports.tables import text
@@ -170,6 +171,14 @@ def added(folder: Path, found: Evaluated) -> Results:
     results = ResultsFolder(folder)
     results.add(found.measured)
     return results.results
+
+
+def test_each_task_has_a_curve_of_its_own_over_the_number_of_training_rows(tmp_path: Path) -> None:
+    tasks = [task(tmp_path, "", name=name) for name in ("sum", "product")]
+    found = run(tasks, [Calculator(f"composed_rows_{size}", every=size) for size in (3, 30)], tmp_path).results
+    (curve,) = plots(found)
+    assert curve.name == "s.accuracy.data_size"
+    assert all(text in curve.svg for text in (">sum composed<", ">product composed<", ">30<"))
 
 
 def written(folder: Path, *rows: Row) -> Path:

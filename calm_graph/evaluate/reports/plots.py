@@ -27,6 +27,8 @@ _COLOURS = (
     "#6b7a99",
     "#b56d94",
 )
+_LETTERS_PER_INCH, _LETTERS_OF_HANDLE = 15, 8
+"""Of a legend."""
 _GREY = "#808690"  # seen on white and on black
 
 
@@ -98,13 +100,13 @@ def _bars(rows: Sequence[Row]) -> Figure:
         for row in ordered:
             if row.system == system:
                 of_name.setdefault(_label(row, many_tasks=many_tasks), []).append(row)
-        # Several seeds: the mean of their values, within the widest of their intervals.
         left = [names.index(name) + (place - (len(systems) - 1) / 2) * step for name in of_name]
-        values = [sum(row.value for row in found) / len(found) for found in of_name.values()]
-        lows = [value - min(row.low for row in found) for value, found in zip(values, of_name.values(), strict=True)]
-        highs = [max(row.high for row in found) - value for value, found in zip(values, of_name.values(), strict=True)]
+        values, lows, highs = zip(*map(_mean, of_name.values()), strict=True)
         axes.bar(left, values, width=step * 0.92, label=system, color=_COLOURS[place % len(_COLOURS)])
-        spread = [[max(low, 0.0) for low in lows], [max(high, 0.0) for high in highs]]
+        spread = [
+            [max(value - low, 0.0) for value, low in zip(values, lows, strict=True)],
+            [max(high - value, 0.0) for value, high in zip(values, highs, strict=True)],
+        ]
         axes.errorbar(left, values, yerr=spread, fmt="none", ecolor=_GREY, elinewidth=1, capsize=1.5)
     turned = max(map(len, names)) * len(names) > 60
     axes.set_xticks(range(len(names)), names, rotation=45 if turned else 0, ha="right" if turned else "center")
@@ -114,18 +116,29 @@ def _bars(rows: Sequence[Row]) -> Figure:
 
 def _curves(rows: Sequence[Row]) -> Figure:
     figure, axes = _figure(width=6.0)
-    lines = distinct(f"{row.system} {row.language}".strip() for row in rows)
-    for place, line in enumerate(lines):
-        found = sorted(
-            (row for row in rows if f"{row.system} {row.language}".strip() == line), key=lambda row: row.train_rows or 0
-        )
-        sizes = [row.train_rows or 0 for row in found]
+    many_tasks = len({row.task for row in rows}) > 1
+    lines: dict[str, dict[int, list[Row]]] = {}
+    for row in sorted(rows, key=lambda row: row.train_rows or 0):
+        parts = [*([row.task] if many_tasks else []), row.system, row.language]
+        lines.setdefault(" ".join(filter(None, parts)), {}).setdefault(row.train_rows or 0, []).append(row)
+    for place, (line, found) in enumerate(lines.items()):
         colour = _COLOURS[place % len(_COLOURS)]
-        axes.plot(sizes, [row.value for row in found], marker="o", markersize=3.5, label=line, color=colour)
-        axes.fill_between(sizes, [row.low for row in found], [row.high for row in found], color=colour, alpha=0.15)
+        values, lows, highs = zip(*map(_mean, found.values()), strict=True)
+        axes.plot([*found], values, marker="o", markersize=3.5, label=line, color=colour)
+        axes.fill_between([*found], lows, highs, color=colour, alpha=0.15)
+    axes.set_xscale("log")
+    sizes = sorted({row.train_rows or 0 for row in rows})
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
     axes.set_xlabel("training rows", color=_GREY)
     _finish(figure, axes, rows[0].metric)
     return figure
+
+
+def _mean(rows: Sequence[Row]) -> tuple[float, float, float]:
+    """Several seeds: the mean of their values, within the widest of their intervals."""
+    value = sum(row.value for row in rows) / len(rows)
+    return value, min(row.low for row in rows), max(row.high for row in rows)
 
 
 def _label(row: Row, *, many_tasks: bool) -> str:
@@ -147,6 +160,8 @@ def _finish(figure: Figure, axes: Axes, name: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_GREY)
-    legend = figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=8)
+    longest = max(map(len, axes.get_legend_handles_labels()[1]))
+    columns = int(figure.get_figwidth() * _LETTERS_PER_INCH / (longest + _LETTERS_OF_HANDLE))
+    legend = figure.legend(loc="outside upper left", ncols=min(max(columns, 1), 4), frameon=False, fontsize=8)
     for text in legend.get_texts():
         text.set_color(_GREY)
