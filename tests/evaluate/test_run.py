@@ -12,7 +12,7 @@ import pytest
 from calm_graph.cli import main
 from calm_graph.errors import EvaluationError
 from calm_graph.evaluate.reports.files import ResultsFolder, merge_files
-from calm_graph.evaluate.reports.measured import SUMS
+from calm_graph.evaluate.reports.measured import SUMS, Measured
 from calm_graph.evaluate.reports.plots import plots
 from calm_graph.evaluate.reports.report import write_report
 from calm_graph.evaluate.reports.results import Results, Row, read_results
@@ -167,9 +167,9 @@ def value(seed: int, of: float, *, language: str = "a", system: str = "composed"
     )  # fmt: skip
 
 
-def added(folder: Path, found: Evaluated) -> Results:
+def added(folder: Path, measured: Sequence[Measured]) -> Results:
     results = ResultsFolder(folder)
-    results.add(found.measured)
+    results.add(measured)
     return results.results
 
 
@@ -214,11 +214,11 @@ def test_systems_of_several_evaluations_are_compared_row_by_row(tmp_path: Path) 
     """Averages and differences are those of one evaluation of everything, whatever was evaluated when and where."""
     tasks = [task(tmp_path, "a"), task(tmp_path, "b", limit=120)]
     systems = [Calculator("composed", every=25), Calculator("anchor", every=5), Calculator("lora", every=7)]
-    whole = run(tasks, systems, tmp_path).results.as_dict()
-    for system in systems:
-        for each in tasks:
-            added(tmp_path / system.name, run([each], [system], tmp_path))
-            one_after_the_other = added(tmp_path / "together", run([each], [system], tmp_path))
+    found = run(tasks, systems, tmp_path)
+    whole = found.results.as_dict()
+    for each in found.measured:
+        added(tmp_path / each.system, [each])
+        one_after_the_other = added(tmp_path / "together", [each])
     side_by_side = merge_files([tmp_path / system.name for system in systems])
     for found in (one_after_the_other, side_by_side, read_results(tmp_path / "together/results.json")):
         for name in ("rows", "differences"):
@@ -232,17 +232,17 @@ def test_systems_of_several_evaluations_are_compared_row_by_row(tmp_path: Path) 
 
 def test_values_of_other_rows_are_not_compared(tmp_path: Path) -> None:
     out, composed, anchor = tmp_path / "out", Calculator("composed"), Calculator("anchor", every=5)
-    added(out, run([task(tmp_path, "a")], [composed, anchor], tmp_path))
-    fewer = added(out, run([task(tmp_path, "a", limit=50)], [anchor], tmp_path))
+    added(out, run([task(tmp_path, "a")], [composed, anchor], tmp_path).measured)
+    fewer = added(out, run([task(tmp_path, "a", limit=50)], [anchor], tmp_path).measured)
     assert [(row.system, row.count) for row in fewer.rows] == [("composed", 200), ("anchor", 50)]
     assert not fewer.differences
     # In a language more than the others there is no average to set beside theirs.
-    more = added(out, run([task(tmp_path, "b")], [composed], tmp_path))
+    more = added(out, run([task(tmp_path, "b")], [composed], tmp_path).measured)
     assert [row.system for row in more.rows if row.language == "average"] == ["composed"]
 
 
 def test_damaged_sums_are_named(tmp_path: Path) -> None:
-    added(tmp_path / "out", run([task(tmp_path, "a")], [Calculator("x")], tmp_path))
+    added(tmp_path / "out", run([task(tmp_path, "a")], [Calculator("x")], tmp_path).measured)
     with (tmp_path / "out" / SUMS).open("a") as file:
         file.write('{"suite": "torn\n')
     with pytest.raises(EvaluationError, match=r"sums.jsonl: damaged .* evaluate again, answers are kept"):
