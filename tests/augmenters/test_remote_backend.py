@@ -210,7 +210,7 @@ def ask(zoo: Zoo, served: ServedAugmenter, tmp_path: Path) -> Callable[..., torc
         train_at_random(model)
         model.train(train)
         ids, mask, lengths, _ = decoding_batch(model)
-        served.trouble.num_asked = 0
+        served.trouble.asked_at_s.clear()
         with torch.no_grad():
             return model(ids, mask, prompt_lengths=lengths).logits[mask.bool()]
 

@@ -29,22 +29,26 @@ class Trouble:
     Attributes:
         wait_s: Before states are answered.
         change: Of what is answered to /v1/states.
-        num_asked: Requests of states that came.
+        asked_at_s: When each request of states came.
         bodies: Bytes of each answer.
     """
 
     app: ASGIApp | None = None
     wait_s: float = 0.0
     change: Change | None = None
-    num_asked: int = 0
+    asked_at_s: list[float] = field(default_factory=list)
     bodies: list[int] = field(default_factory=list)
+
+    @property
+    def num_asked(self) -> int:
+        return len(self.asked_at_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert self.app is not None
         if scope["type"] != "http" or scope["path"] != "/v1/states":
             await self.app(scope, receive, send)
             return
-        self.num_asked += 1
+        self.asked_at_s.append(time.monotonic())
         await asyncio.sleep(self.wait_s)
         sent: dict[str, Any] = {"body": b""}
 
