@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,9 @@ def tasks(tmp_path: Path) -> list[Task]:
     return [task("apples"), task("world")]
 
 
-def test_tasks_go_to_the_system_that_predicts_their_dev_rows(zoo: Zoo, tasks: list[Task]) -> None:
+def test_tasks_go_to_the_system_that_predicts_their_dev_rows(
+    zoo: Zoo, tasks: list[Task], capsys: pytest.CaptureFixture[str]
+) -> None:
     systems = [system(zoo, name) for name in ("one", "two")]
     # What a model says greedily is likelier to it than to the other.
     for task, own in zip(tasks, systems, strict=True):
@@ -179,7 +182,8 @@ def test_tasks_go_to_the_system_that_predicts_their_dev_rows(zoo: Zoo, tasks: li
         kept = [{"q": row["q"], "a": text} for row, (text,) in zip(rows, said, strict=True) if text.strip()]
         assert kept
         Path(task.dev[0]).write_text("".join(json.dumps(row) + "\n" for row in kept))
-    rule = TaskRule.chosen_on_dev(tasks, systems)
+    rule = TaskRule.chosen_on_dev(tasks, systems, show="plain")
+    assert re.search(r"^routing own/world dev (\d+)/\1 samples$", capsys.readouterr().err, re.MULTILINE)
     assert rule.choices == {"own/apples": 0, "own/world": 1}
     assert all(bits[rule.choices[label]] == min(bits) for label, bits in rule.bits.items())
     routing = RoutingSystem(systems, rule, rule_identity=rule.identity)

@@ -13,6 +13,7 @@ from calm_graph.errors import EvaluationError
 from calm_graph.evaluate.baselines.words import words_of
 from calm_graph.evaluate.systems.base import Decoding, Done, System
 from calm_graph.evaluate.tasks.task import Task
+from calm_graph.progress import Show, progress
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class TaskRule:
         data: Path | None = None,
         seed: int = 0,
         max_rows: int = MAX_DEV_ROWS,
+        show: Show = "none",
     ) -> TaskRule:
         """Score the dev rows of every task with every system.
 
@@ -113,6 +115,7 @@ class TaskRule:
             data: Folder of the tasks' files.
             seed: Of examples before prompts.
             max_rows: The most rows of each dev file.
+            show: How progress is shown.
 
         Returns:
             The rule.
@@ -136,7 +139,10 @@ class TaskRule:
             ]
             asked = [item.prompt for item in items], [item.reference for item in items]
             num_bytes = sum(len(item.reference.encode()) for item in items)
-            bits = [sum(system.score(*asked, done=lambda _: None)) / math.log(2) / num_bytes for system in systems]
+            label = f"routing {task.label} dev"
+            with progress(show, label=label, total=len(items) * len(systems)) as advance:
+                nats = [sum(system.score(*asked, done=lambda _: advance(1))) for system in systems]
+            bits = [each / math.log(2) / num_bytes for each in nats]
             choice = min(range(len(systems)), key=bits.__getitem__)
             rule.choices[task.label], rule.bits[task.label] = choice, bits
             logger.info("routing: %s goes to %s (%.4f bits per byte)", task.label, systems[choice].name, bits[choice])

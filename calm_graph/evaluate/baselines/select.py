@@ -56,7 +56,7 @@ class BaselineOptions:
         routing: Whether a request goes where its task's dev rows, or its own prompt, are predicted best.
         merge_base: Card of what the augmenters were trained from; None merges linearly.
         merge_alpha: How much of an augmenter is put into the anchor.
-        show: How training is shown.
+        show: How progress of training and choosing is shown.
     """
 
     train_data: Rows | None = None
@@ -136,7 +136,9 @@ class _Maker:
         systems = [PlainSystem.of_card(card, name=card.name, **self._placed) for card in cards]
         rule: TaskRule | PromptRule = PromptRule(systems)
         if self.options.routing == "task":
-            rule = TaskRule.chosen_on_dev(self.setup.tasks, systems, data=self.setup.data, seed=self.setup.seed)
+            rule = TaskRule.chosen_on_dev(
+                self.setup.tasks, systems, data=self.setup.data, seed=self.setup.seed, show=self.options.show
+            )
         return RoutingSystem(systems, rule, rule_identity=rule.identity)
 
     def _ensemble(self) -> System:
