@@ -55,7 +55,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--out", metavar="DIR", type=Path, help="of all that is kept; default: runs/evaluate/SUITE")
     parser.add_argument("--dtype", default="float32", help="of the frozen weights; default: float32")
     parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="prompts at the same time; default: 16")
-    parser.add_argument("--seed", type=int, default=0, help="of examples, draws and intervals; default: 0")
+    parser.add_argument("--seed", type=int, default=0, help="of examples and draws; default: 0")
     add_show_argument(parser)
     others = parser.add_argument_group("baselines, beside the systems")
     others.add_argument("--baselines", metavar="NAME,...", type=_names, default=(), help="`--list` shows them")
@@ -135,11 +135,11 @@ def run(options: argparse.Namespace) -> int:
     )
     candidates = [*select(options.systems, setup), *_baselines(options, setup)]
     try:
-        with stop_on_signals() as stop:
+        with stop_on_signals(setup.stop) as stop:
             found = evaluate(
                 tasks,
                 candidates,
-                predictions=out / "predictions",
+                predictions=setup.predictions,
                 data=options.data,
                 seed=options.seed,
                 show=options.show,

@@ -5,25 +5,21 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from calm_graph.errors import CalmGraphError, EvaluationError
 from calm_graph.evaluate.measures.metrics import Outcome, metric
 from calm_graph.evaluate.measures.sandbox import passes
 from calm_graph.evaluate.reports.measured import Measured, results_of
 from calm_graph.evaluate.reports.results import Results
+from calm_graph.evaluate.systems.asking import Asking, StoppedError
 from calm_graph.evaluate.systems.base import System
-from calm_graph.evaluate.systems.predictions import Predictions
 from calm_graph.evaluate.tasks.task import Item, Task
 from calm_graph.evaluate.tasks.template import fill
 from calm_graph.interrupts import StopRequest
 from calm_graph.progress import Show, progress, say
-
-_ANSWERS_AT_ONCE, _SCORES_AT_ONCE = 64, 256
-"""Rows between two writes: what a stopped run loses at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +28,7 @@ class Candidate:
 
     Args:
         name: What results call it.
-        make: Loads it.
+        make: Loads it; may raise StoppedError where the run is asked to stop meanwhile.
     """
 
     name: str
@@ -59,10 +55,6 @@ class Evaluated:
         return results_of(self.measured)
 
 
-class _StoppedError(Exception):
-    """Somebody asked the run to stop."""
-
-
 def evaluate(
     tasks: Sequence[Task],
     candidates: Sequence[Candidate],
@@ -81,7 +73,7 @@ def evaluate(
         candidates: Who is asked, one after the other.
         predictions: Folder of what was answered; an answer that is there already is used.
         data: Folder of the tasks' files; None: the one that CALM_GRAPH_DATA names.
-        seed: Of examples, draws and intervals.
+        seed: Of examples and draws.
         show: How progress is shown.
         stop: Looked at after every answer.
         on_measured: Hears of all that was measured so far, after each system.
@@ -92,22 +84,24 @@ def evaluate(
     Raises:
         EvaluationError: A task's data cannot be used; nothing was asked yet.
     """
-    stop = stop or StopRequest()
+    asking = Asking(predictions, show, stop or StopRequest())
     check_tasks(tasks, data=data, seed=seed)
     done = Evaluated()
     for candidate in candidates:
-        if stop.requested:
+        if asking.stop.requested:
             break
         try:
             system = candidate.make()
+        except StoppedError:
+            break
         except CalmGraphError as error:  # whatever stops one system, the others are evaluated
             done.problems.append(f"{candidate.name}: {error}")
             say(show, done.problems[-1])
             continue
         for task in tasks:
             try:
-                outcomes = _outcomes(task, system, data=data, predictions=predictions, seed=seed, show=show, stop=stop)
-            except _StoppedError:
+                outcomes = _outcomes(task, system, data=data, seed=seed, asking=asking)
+            except StoppedError:
                 break
             except EvaluationError as error:
                 done.problems.append(f"{system.name}, {task.label}: {error}")
@@ -121,7 +115,7 @@ def evaluate(
         gc.collect()  # a model may be part of a circle, and the next one needs its room
         if on_measured is not None:
             on_measured(done.measured)
-    done.stopped = stop.requested
+    done.stopped = asking.stop.requested
     return done
 
 
@@ -143,33 +137,20 @@ def check_tasks(tasks: Sequence[Task], *, data: Path | None = None, seed: int = 
         task.items(folder=data, few_shot=True, seed=seed)
 
 
-def _outcomes(
-    task: Task, system: System, *, data: Path | None, predictions: Path, seed: int, show: Show, stop: StopRequest
-) -> list[Outcome]:
+def _outcomes(task: Task, system: System, *, data: Path | None, seed: int, asking: Asking) -> list[Outcome]:
     items = task.items(folder=data, few_shot=system.few_shot, seed=seed)
     needs = {metric(name).needs for name in task.metrics}
     names = (*task.key, system.name)
     answers: list[list[str]] = [[]] * len(items)
     nats = [float("nan")] * len(items)
-    if needs & {"answers", "programs"}:
-        decoding = task.decoding(seed=seed)
-        kept = Predictions(predictions, names=names, identity=system.identity, kind="answers", decoding=decoding)
-
-        def ask(asked: Sequence[tuple[str, ...]], heard: Callable[[int], None]) -> Sequence[Any]:
-            return system.generate([prompt for (prompt,) in asked], decoding, done=heard)
-
-        answers = _asked(kept, [(item.prompt,) for item in items], ask, at_once=_ANSWERS_AT_ONCE, show=show, stop=stop)
-    if "nats" in needs:
-        kept = Predictions(predictions, names=names, identity=system.identity, kind="nats")
-
-        def score(asked: Sequence[tuple[str, ...]], heard: Callable[[int], None]) -> Sequence[Any]:
-            return system.score([pair[0] for pair in asked], [pair[1] for pair in asked], done=heard)
-
-        pairs = [(item.prompt, item.reference) for item in items]
-        nats = _asked(kept, pairs, score, at_once=_SCORES_AT_ONCE, show=show, stop=stop)
     passed: list[list[bool]] = [[]] * len(items)
+    if needs & {"answers", "programs"}:
+        answers = asking.answers(system, [item.prompt for item in items], task.decoding(seed=seed), names=names)
+    if "nats" in needs:
+        nats = asking.nats(system, [(item.prompt, item.reference) for item in items], names=names)
     if "programs" in needs:
-        passed = _passed(task, items, answers, label=f"{system.name} {task.label} programs", show=show, stop=stop)
+        label = f"{system.name} {task.label} programs"
+        passed = _passed(task, items, answers, label=label, show=asking.show, stop=asking.stop)
     return [
         Outcome(
             reference=item.reference,
@@ -183,36 +164,6 @@ def _outcomes(
     ]
 
 
-def _asked(
-    kept: Predictions,
-    asked: Sequence[tuple[str, ...]],
-    ask: Callable[[Sequence[tuple[str, ...]], Callable[[int], None]], Sequence[Any]],
-    *,
-    at_once: int,
-    show: Show,
-    stop: StopRequest,
-) -> list[Any]:
-    """Ask what is not known yet, in pieces of similar lengths, and keep each piece before the next is asked."""
-    new = sorted({each for each in asked if each not in kept}, key=lambda each: (-sum(map(len, each)), each))
-    if new:
-        label = kept.path.name.rsplit(".", 2)[0]
-        with progress(show, label=label, total=len(asked), done=len(asked) - len(new)) as advance:
-
-            def heard(index: int) -> None:
-                advance(1)
-                if stop.requested:
-                    raise _StoppedError
-
-            for first in range(0, len(new), at_once):
-                piece = new[first : first + at_once]
-                kept.add(list(zip(piece, ask(piece, heard), strict=True)), shown=_rest)
-    return [kept[each] for each in asked]
-
-
-def _rest(asked: Sequence[str]) -> Mapping[str, str]:
-    return {"completion": asked[1]} if len(asked) > 1 else {}
-
-
 def _passed(
     task: Task, items: Sequence[Item], answers: Sequence[Sequence[str]], *, label: str, show: Show, stop: StopRequest
 ) -> list[list[bool]]:
@@ -223,7 +174,7 @@ def _passed(
             passed.append([passes(fill(task.program, {**item.row, "answer": text})) for text in texts])
             advance(1)
             if stop.requested:
-                raise _StoppedError
+                raise StoppedError
     return passed
 
 

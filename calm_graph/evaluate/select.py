@@ -12,6 +12,7 @@ from calm_graph.declare.base import near
 from calm_graph.errors import EvaluationError
 from calm_graph.evaluate.run import Candidate
 from calm_graph.evaluate.tasks.task import Task
+from calm_graph.interrupts import StopRequest
 
 if TYPE_CHECKING:
     from calm_graph.model.composed import ComposedModel
@@ -31,6 +32,7 @@ class Setup:
         tasks: What will be asked; systems that are trained take the training rows of these.
         out: Folder of the run; systems that are trained are kept there.
         selector: Of `composed_selected`, as `read_selector` takes it.
+        stop: Looked at where making a system takes long.
     """
 
     checkpoint: str
@@ -41,6 +43,12 @@ class Setup:
     tasks: Sequence[Task] = field(default_factory=tuple)
     out: Path = Path()
     selector: str | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    @property
+    def predictions(self) -> Path:
+        """Folder of what systems have answered."""
+        return self.out / "predictions"
 
     @cached_property
     def composed(self) -> ComposedModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from calm_graph.evaluate.baselines.merge import check_same_tensors, merge
 from calm_graph.evaluate.baselines.routing import PromptRule, RoutingSystem, TaskRule
 from calm_graph.evaluate.baselines.soft_ensemble import WordEnsemble, soft_ensemble
 from calm_graph.evaluate.baselines.words import word_nats, words_of
+from calm_graph.evaluate.run import Candidate, evaluate
+from calm_graph.evaluate.systems.asking import Asking
 from calm_graph.evaluate.systems.base import Decoding
 from calm_graph.evaluate.systems.plain import PlainSystem
 from calm_graph.evaluate.tasks.task import Task
+from calm_graph.interrupts import StopRequest
 from registry.weights import load_causal_lm
 from tests.model.pico import Zoo
 
@@ -172,7 +176,7 @@ def tasks(tmp_path: Path) -> list[Task]:
 
 
 def test_tasks_go_to_the_system_that_predicts_their_dev_rows(
-    zoo: Zoo, tasks: list[Task], capsys: pytest.CaptureFixture[str]
+    zoo: Zoo, tasks: list[Task], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     systems = [system(zoo, name) for name in ("one", "two")]
     # What a model says greedily is likelier to it than to the other.
@@ -182,8 +186,9 @@ def test_tasks_go_to_the_system_that_predicts_their_dev_rows(
         kept = [{"q": row["q"], "a": text} for row, (text,) in zip(rows, said, strict=True) if text.strip()]
         assert kept
         Path(task.dev[0]).write_text("".join(json.dumps(row) + "\n" for row in kept))
-    rule = TaskRule.chosen_on_dev(tasks, systems, show="plain")
-    assert re.search(r"^routing own/world dev (\d+)/\1 samples$", capsys.readouterr().err, re.MULTILINE)
+    asking = Asking(tmp_path / "predictions", "plain")
+    rule = TaskRule.chosen_on_dev(tasks, systems, asking=asking)
+    assert re.search(r"^routing\.own\.world\.dev\.two\.nats (\d+)/\1 samples$", capsys.readouterr().err, re.MULTILINE)
     assert rule.choices == {"own/apples": 0, "own/world": 1}
     assert all(bits[rule.choices[label]] == min(bits) for label, bits in rule.bits.items())
     routing = RoutingSystem(systems, rule, rule_identity=rule.identity)
@@ -203,7 +208,36 @@ def test_tasks_go_to_the_system_that_predicts_their_dev_rows(
     with pytest.raises(EvaluationError, match="'never asked' belongs to none of the tasks own/apples, own/world"):
         routing.score(["never asked"], [" 3"], done=quiet)
     with pytest.raises(EvaluationError, match="task own/apples names no dev rows"):
-        TaskRule.chosen_on_dev([tasks[0].model_copy(update={"dev": ()})], systems)
+        TaskRule.chosen_on_dev([tasks[0].model_copy(update={"dev": ()})], systems, asking=asking)
+
+
+def test_a_choice_that_was_stopped_goes_on(
+    zoo: Zoo, tasks: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systems = [system(zoo, name) for name in ("one", "two")]
+    scored: list[str] = []
+    score = PlainSystem.score
+    stop = StopRequest()
+
+    def heard(self: PlainSystem, *asked: Sequence[str], done: Callable[[int], None]) -> list[float]:
+        scored.append(self.name)
+        stop.requested = len(scored) == 3
+        return score(self, *asked, done=done)
+
+    monkeypatch.setattr(PlainSystem, "score", heard)
+    asking = Asking(tmp_path / "predictions", stop=stop)
+
+    def routing() -> RoutingSystem:
+        return RoutingSystem(systems, TaskRule.chosen_on_dev(tasks, systems, asking=asking), rule_identity="")
+
+    candidates = [Candidate("routing", routing)]
+    assert evaluate(tasks, candidates, predictions=asking.predictions, show="none", stop=stop).stopped
+    assert scored == ["one", "two", "one"]  # the second task was being scored
+    stop.requested = False
+    TaskRule.chosen_on_dev(tasks, systems, asking=asking)
+    assert scored[3:] == ["one", "two"]
+    TaskRule.chosen_on_dev(tasks, systems, asking=asking)
+    assert len(scored) == 5
 
 
 def test_prompts_go_to_the_system_that_predicts_them(zoo: Zoo) -> None:

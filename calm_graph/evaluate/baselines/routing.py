@@ -11,9 +11,9 @@ from pathlib import Path
 
 from calm_graph.errors import EvaluationError
 from calm_graph.evaluate.baselines.words import words_of
+from calm_graph.evaluate.systems.asking import Asking
 from calm_graph.evaluate.systems.base import Decoding, Done, System
 from calm_graph.evaluate.tasks.task import Task
-from calm_graph.progress import Show, progress
 
 logger = logging.getLogger(__name__)
 
@@ -102,26 +102,27 @@ class TaskRule:
         tasks: Sequence[Task],
         systems: Sequence[System],
         *,
+        asking: Asking,
         data: Path | None = None,
         seed: int = 0,
         max_rows: int = MAX_DEV_ROWS,
-        show: Show = "none",
     ) -> TaskRule:
         """Score the dev rows of every task with every system.
 
         Args:
             tasks: What will be asked.
             systems: Whom there is to choose from.
+            asking: How they are asked.
             data: Folder of the tasks' files.
             seed: Of examples before prompts.
             max_rows: The most rows of each dev file.
-            show: How progress is shown.
 
         Returns:
             The rule.
 
         Raises:
             EvaluationError: A task names no dev rows.
+            StoppedError: The run was asked to stop; what was scored is kept.
         """
         rule = cls()
         for task in tasks:
@@ -137,11 +138,11 @@ class TaskRule:
                     folder=data, few_shot=few_shot, seed=seed
                 )
             ]
-            asked = [item.prompt for item in items], [item.reference for item in items]
+            pairs = [(item.prompt, item.reference) for item in items]
             num_bytes = sum(len(item.reference.encode()) for item in items)
-            label = f"routing {task.label} dev"
-            with progress(show, label=label, total=len(items) * len(systems)) as advance:
-                nats = [sum(system.score(*asked, done=lambda _: advance(1))) for system in systems]
+            nats = [
+                sum(asking.nats(system, pairs, names=("routing", *task.key, "dev", system.name))) for system in systems
+            ]
             bits = [each / math.log(2) / num_bytes for each in nats]
             choice = min(range(len(systems)), key=bits.__getitem__)
             rule.choices[task.label], rule.bits[task.label] = choice, bits

@@ -26,6 +26,7 @@ from calm_graph.evaluate.baselines.train import LEARNING_RATES, is_trained, trai
 from calm_graph.evaluate.baselines.trained_anchor import Description
 from calm_graph.evaluate.run import Candidate
 from calm_graph.evaluate.select import Setup
+from calm_graph.evaluate.systems.asking import Asking
 from calm_graph.evaluate.systems.base import System
 from calm_graph.evaluate.systems.engine import EngineSystem
 from calm_graph.evaluate.systems.plain import PlainSystem
@@ -136,8 +137,9 @@ class _Maker:
         systems = [PlainSystem.of_card(card, name=card.name, **self._placed) for card in cards]
         rule: TaskRule | PromptRule = PromptRule(systems)
         if self.options.routing == "task":
+            asking = Asking(self.setup.predictions, self.options.show, self.setup.stop)
             rule = TaskRule.chosen_on_dev(
-                self.setup.tasks, systems, data=self.setup.data, seed=self.setup.seed, show=self.options.show
+                self.setup.tasks, systems, asking=asking, data=self.setup.data, seed=self.setup.seed
             )
         return RoutingSystem(systems, rule, rule_identity=rule.identity)
 
