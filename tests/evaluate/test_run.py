@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from calm_graph.cli import main
@@ -198,6 +200,8 @@ def test_seeds_and_checkpoints_side_by_side(tmp_path: Path, capsys: pytest.Captu
     # Of a system with one seed of three there is no mean.
     assert re.search(r"41\.0\* \[40\.0, 42\.0\] +7\.0 \[7\.0, 7\.0\] +-$", lines["a, mean of 3 seeds"])
     assert (tmp_path / "out/report.md").read_text().startswith("# Seeds\n")
+    elsewhere = written(tmp_path / "elsewhere", value(0, 40.0 * (1 + 1e-6)))  # summed in another order
+    assert main(["report", str(seeds[0]), str(elsewhere), "--out", str(tmp_path / "out")]) == 0
     again = written(tmp_path / "again", value(0, 41.0))
     assert main(["report", str(seeds[0]), str(again), "--out", str(tmp_path / "out")]) == 1
     assert "composed's accuracy in s/sum/a of seed 0 too, and it is 41, not 40" in capsys.readouterr().err
@@ -230,12 +234,58 @@ def test_systems_of_several_evaluations_are_compared_row_by_row(tmp_path: Path) 
     assert {(each.system, each.against) for each in kept.differences} == {("kept", "anchor")}
 
 
+def test_means_over_seeds_are_compared_on_the_same_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A system of one seed is set beside the mean of several: what draws of the rows leave of the difference."""
+    tasks = [task(tmp_path, "a"), task(tmp_path, "b")]
+    seeds = [run(tasks, [Calculator("composed", every=every)], tmp_path / str(every)).measured for every in (25, 9, 11)]
+    one = run(tasks, [Calculator("lora", every=7)], tmp_path).measured
+    for seed, measured in enumerate(seeds):
+        added(tmp_path / str(seed), [replace(each, seed=seed) for each in measured])
+    added(tmp_path / "lora", one)
+    assert main(["report", *(str(tmp_path / name) for name in ("0", "1", "2", "lora")), "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    (found,) = (each for each in read_results(tmp_path / "results.json").differences
+                if each.language == "a" and each.seed is None)  # fmt: skip
+    right = np.mean([measured[0].sums[:, 0] for measured in seeds], axis=0) - one[0].sums[:, 0]
+    drawn = np.random.default_rng(1).choice(right, (20_000, 200)).mean(axis=1) * 100
+    assert found.value == pytest.approx(100 * right.mean(), abs=1e-5)
+    assert [found.low, found.high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.5)
+    assert (found.system, found.against, found.num_seeds, found.num_seeds_against) == ("composed", "lora", 3, 1)
+    assert re.search(r"^composed - lora, mean of 3 against 1: \+\d\.\d \[", shown, re.MULTILINE)
+    assert "| mean of 3 against 1 | composed - lora | +" in (tmp_path / "report.md").read_text()
+
+
+def test_means_over_seeds_with_rows_of_their_own(tmp_path: Path) -> None:
+    """Each seed may ask other questions, if it asks all systems the same ones."""
+    measured = [
+        replace(each, seed=seed)
+        for seed, limit in ((0, 150), (1, 120))
+        for each in run(
+            [task(tmp_path, "a", limit=limit)], [Calculator("composed"), Calculator("anchor", every=5)], tmp_path
+        ).measured
+    ]
+    found = added(tmp_path / "all", measured).differences
+    assert [(each.seed, each.num_seeds) for each in found] == [(0, 1), (1, 1), (None, 2)]
+    assert found[2].value == pytest.approx((found[0].value + found[1].value) / 2)
+    assert [each.seed for each in added(tmp_path / "fewer", measured[:3]).differences] == [0]
+    # A seed more of one of them: what was a mean over all seeds is none any more.
+    assert [each.seed for each in added(tmp_path / "all", [replace(measured[0], seed=2)]).differences] == [0, 1]
+
+
 def test_values_of_other_rows_are_not_compared(tmp_path: Path) -> None:
     out, composed, anchor = tmp_path / "out", Calculator("composed"), Calculator("anchor", every=5)
     added(out, run([task(tmp_path, "a")], [composed, anchor], tmp_path).measured)
     fewer = added(out, run([task(tmp_path, "a", limit=50)], [anchor], tmp_path).measured)
     assert [(row.system, row.count) for row in fewer.rows] == [("composed", 200), ("anchor", 50)]
     assert not fewer.differences
+    # Without an average, differences are told by their languages.
+    of_languages = run([task(tmp_path, "c"), task(tmp_path, "d")], [composed, anchor], tmp_path).measured
+    found = added(tmp_path / "two", [each for each in of_languages if (each.system, each.language) != ("anchor", "d")])
+    assert re.findall(r"^composed - .*?:", text(found), re.MULTILINE) == ["composed - anchor:"]
+    found = added(tmp_path / "three", [*of_languages, *run([task(tmp_path, "e")], [composed], tmp_path).measured])
+    assert re.findall(r"^composed - .*?:", text(found), re.MULTILINE) == [
+        "composed - anchor, c:", "composed - anchor, d:"
+    ]  # fmt: skip
     # In a language more than the others there is no average to set beside theirs.
     more = added(out, run([task(tmp_path, "b")], [composed], tmp_path).measured)
     assert [row.system for row in more.rows if row.language == "average"] == ["composed"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 from calm_graph.errors import EvaluationError
 from calm_graph.evaluate.reports.measured import SUMS, Measured, read_measured, results_of, write_measured
 from calm_graph.evaluate.reports.results import AVERAGE, Results, read_results
+
+_SAME = 1e-4
+"""Values that are not further apart, relative to them, are the same: another machine sums in another order."""
 
 
 class ResultsFolder:
@@ -64,7 +68,7 @@ def merge_files(paths: Sequence[Path], *, names: Sequence[str | None] | None = N
         before = {row.key: row for row in merged.rows}
         for row in found.rows:
             one = before.get(row.key, row)
-            if row.language != AVERAGE and one.value != row.value:
+            if row.language != AVERAGE and not math.isclose(one.value, row.value, rel_tol=_SAME):
                 raise EvaluationError(
                     f"{path}: has {one.system}'s {one.metric} in {one.suite}/{one.task}/{one.language} of seed "
                     f"{one.seed} too, and it is {row.value:g}, not {one.value:g}; evaluate other seeds with --seed, "

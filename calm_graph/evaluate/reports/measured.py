@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ class Measured:
         task: Its name.
         language: Of its rows.
         system: What was measured.
-        seed: Of the run; rows are drawn by it.
+        seed: Of the run.
         metric: What of it.
         rows: A digest of the test rows: only values of the same rows are compared.
         sums: float [N, S], what the metric sums over rows.
@@ -64,8 +65,8 @@ class Measured:
 
     @cached_property
     def drawn(self) -> Floats:
-        """The metric of draws of the rows; equally many rows are drawn alike, so that systems are paired."""
-        return draws(self.sums, metric(self.metric).value, seed=self.seed)
+        """The metric of draws of the rows; equally many rows are drawn alike, so that systems and seeds are paired."""
+        return draws(self.sums, metric(self.metric).value)
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ class _Average:
     def key(self) -> tuple[str, str, str, str, int, str]:
         suite, task, _, system, seed, name = self.parts[0].key
         return suite, task, AVERAGE, system, seed, name
+
+    @property
+    def seed(self) -> int:
+        return self.parts[0].seed
 
     @property
     def rows(self) -> tuple[tuple[str, str], ...]:
@@ -105,7 +110,8 @@ def results_of(measured: Iterable[Measured]) -> Results:
 
     Returns:
         Values with their intervals, their averages over the languages of a task for the systems that have all of them,
-        and what the composition (or the first system, where there is none) has more than each other on the same rows.
+        and what the composition (or the first system, where there is none) has more than each other on the same rows:
+        for each seed, and on average over all seeds where one of the two has several.
     """
     found: list[Measured | _Average] = list(measured)
     found += _averages(each for each in found if isinstance(each, Measured))
@@ -123,27 +129,52 @@ def _averages(measured: Iterable[Measured]) -> Iterator[_Average]:
 
 
 def _differences(found: Sequence[Measured | _Average]) -> Iterator[Compared]:
-    by_key = {each.key: each for each in found}
+    groups: dict[tuple[str, str, str, str], dict[str, list[Measured | _Average]]] = {}
+    for each in found:
+        suite, task, language, system, _, name = each.key
+        groups.setdefault((suite, task, language, name), {}).setdefault(system, []).append(each)
     systems = distinct(each.key[3] for each in found)
-    for (suite, task, language, against, seed, name), other in by_key.items():
-        system = "composed" if "composed" in systems else systems[0]
-        one = by_key.get((suite, task, language, system, seed, name))
-        if against == system or one is None or one.rows != other.rows:
-            continue
-        apart = difference(one.value, other.value, one.drawn, other.drawn)
-        yield Compared(
-            suite=suite,
-            task=task,
-            language=language,
-            system=system,
-            against=against,
-            seed=seed,
-            metric=name,
-            value=apart.value,
-            low=apart.low,
-            high=apart.high,
-            probability=apart.probability,
-        )
+    system = "composed" if "composed" in systems else systems[0] if systems else ""
+    for group in groups.values():
+        ones = group.pop(system, [])
+        for others in group.values():
+            for one, other in product(ones, others):
+                if one.seed == other.seed and one.rows == other.rows:
+                    yield _compared([one], [other], seed=one.seed)
+            if max(len(ones), len(others)) > 1 and _same_rows(ones, others):
+                yield _compared(ones, others, seed=None)
+
+
+def _same_rows(ones: Sequence[Measured | _Average], others: Sequence[Measured | _Average]) -> bool:
+    """Whether the means over all seeds are of the same rows: of one test set, or of one for each seed."""
+    by_seed, against = ({each.seed: each.rows for each in found} for found in (ones, others))
+    return bool(ones) and (by_seed == against or len({*by_seed.values(), *against.values()}) == 1)
+
+
+def _compared(
+    ones: Sequence[Measured | _Average], others: Sequence[Measured | _Average], *, seed: int | None
+) -> Compared:
+    def mean(found: Sequence[Measured | _Average]) -> tuple[float, Floats]:
+        return float(np.mean([each.value for each in found])), np.mean([each.drawn for each in found], axis=0)
+
+    (value, drawn), (value_against, drawn_against) = mean(ones), mean(others)
+    apart = difference(value, value_against, drawn, drawn_against)
+    suite, task, language, system, _, name = ones[0].key
+    return Compared(
+        suite=suite,
+        task=task,
+        language=language,
+        system=system,
+        against=others[0].key[3],
+        seed=seed,
+        num_seeds=len(ones),
+        num_seeds_against=len(others),
+        metric=name,
+        value=apart.value,
+        low=apart.low,
+        high=apart.high,
+        probability=apart.probability,
+    )
 
 
 def _row(found: Measured | _Average) -> Row:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from calm_graph.evaluate.reports.plots import Plot, plots
 from calm_graph.evaluate.reports.results import Compared, Results
-from calm_graph.evaluate.reports.tables import Cell, Table, shown_difference, tables
+from calm_graph.evaluate.reports.tables import Cell, Table, shown_difference, shown_seeds, tables
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --best: #2f6db5; }
@@ -25,7 +25,8 @@ svg { width: 100%; height: auto; max-height: 24rem; }
 """
 _NOTE = (
     "In brackets: 95% of bootstrap draws of the test rows. The best of each line is bold. `average` is the mean over "
-    "the languages of a task. A mean of several seeds has the lowest and the highest of them in its brackets."
+    "the languages of a task. A mean of several seeds has the lowest and the highest of them in its brackets; a "
+    "difference of such means has what 95% of draws of the rows have, with these seeds."
 )
 
 
@@ -102,13 +103,13 @@ def page(results: Results, drawn: Sequence[Plot], *, command: str, title: str) -
 
 
 def _difference_lines(differences: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
-    heads = ["task", "language", "metric", "seed", "difference", "", "95%", "p"]
+    heads = ["task", "language", "metric", "seeds", "difference", "", "95%", "p"]
     rows = [
         [
             f"{found.suite}, {found.task}",
             found.language or "all",
             found.metric,
-            str(found.seed),
+            shown_seeds(found),
             f"{found.system} - {found.against}",
             *shown_difference(found),
             f"{found.probability:.3f}",

@@ -63,12 +63,14 @@ class Compared:
         language: Of its rows.
         system: The one.
         against: The other.
-        seed: Of the run.
+        seed: Of the run; None: values are means over all seeds, and their interval is that of drawn rows, not of seeds.
         metric: What was measured.
         value: The one's less the other's.
         low: Lower end of the 95% interval.
         high: Upper end.
         probability: Of a difference as far from 0 if there were none.
+        num_seeds: Of the one, in its mean.
+        num_seeds_against: Of the other.
     """
 
     suite: str
@@ -76,12 +78,14 @@ class Compared:
     language: str
     system: str
     against: str
-    seed: int
+    seed: int | None = None
     metric: str
     value: float
     low: float
     high: float
     probability: float
+    num_seeds: int = 1
+    num_seeds_against: int = 1
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -129,7 +133,9 @@ class Results:
             return len(found) == most.get(_group(row)) and row.count == sum(part.count for part in found)
 
         rows = [row for row in self.rows if row.language != AVERAGE or fits(row)]
-        values = {row.key: row.value for row in rows}
+        values: dict[tuple[Any, ...], dict[int, float]] = {}
+        for row in rows:
+            values.setdefault(replace(row, seed=-1).key, {})[row.seed] = row.value
         return Results(rows, [each for each in self.differences if _is_of(each, values)])
 
     def as_dict(self) -> dict[str, Any]:
@@ -198,14 +204,16 @@ def _group(row: Row) -> tuple[Any, ...]:
     return row.suite, row.task, row.seed, row.metric
 
 
-def _is_of(found: Compared, values: Mapping[tuple[Any, ...], float]) -> bool:
-    """Whether a difference is that of these values, but for rounding in files."""
-    suite, task, language, *systems, seed, name = found.key
-    one, other = (
-        values.get((suite, task, language, trained, seed, name, train_rows), math.nan)
-        for trained, train_rows in map(split_rows, systems)
-    )
-    return abs(one - other - found.value) < 1e-5
+def _is_of(found: Compared, values: Mapping[tuple[Any, ...], Mapping[int, float]]) -> bool:
+    """Whether a difference is that of these values (by seed), but for rounding in files."""
+    means = []
+    for system, num_seeds in ((found.system, found.num_seeds), (found.against, found.num_seeds_against)):
+        trained, train_rows = split_rows(system)
+        key = (found.suite, found.task, found.language, trained, -1, found.metric, train_rows)
+        of_seeds = values.get(key, {})
+        used = list(of_seeds.values()) if found.seed is None else [of_seeds.get(found.seed, math.nan)]
+        means.append(sum(used) / len(used) if len(used) == num_seeds else math.nan)
+    return abs(means[0] - means[1] - found.value) < 1e-5
 
 
 def _known(kind: Any, row: Mapping[str, Any]) -> dict[str, Any]:

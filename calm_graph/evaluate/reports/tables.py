@@ -76,6 +76,14 @@ def shown_difference(found: Compared) -> tuple[str, str]:
     return f"{'+' if found.value > 0 else ''}{value}", f"{low}, {high}"
 
 
+def shown_seeds(found: Compared) -> str:
+    """Return which seed a difference is of, or how many."""
+    if found.seed is not None:
+        return f"seed {found.seed}"
+    counts = found.num_seeds, found.num_seeds_against
+    return f"mean of {counts[0]} seeds" if counts[0] == counts[1] else f"mean of {counts[0]} against {counts[1]}"
+
+
 def line_name(row: Row, *, with_seed: bool) -> str:
     """Return the head of a row's line."""
     parts = [row.language or "all"]
@@ -146,13 +154,18 @@ def _lines(table: Table) -> list[str]:
 
 
 def _difference_lines(table: Table, results: Results) -> Iterator[str]:
-    """The differences over all languages, where there are several."""
+    """The differences over all languages, where there are averages."""
     of_table = (table.suite, table.task, table.metric)
     found = [each for each in results.differences if (each.suite, each.task, each.metric) == of_table]
+    found = [each for each in found if each.language == AVERAGE] or found
+    many_languages = len({each.language for each in found}) > 1
     many_seeds = len({each.seed for each in found}) > 1
-    for each in [each for each in found if each.language == AVERAGE] or found:
+    for each in found:
         value, spread = shown_difference(each)
-        yield f"{each.system} - {each.against}{f', seed {each.seed}' if many_seeds else ''}: {value} [{spread}]"
+        heads = [f"{each.system} - {each.against}"]
+        heads += [each.language] if many_languages else []
+        heads += [shown_seeds(each)] if many_seeds else []
+        yield f"{', '.join(heads)}: {value} [{spread}]"
 
 
 def _shown_cell(cell: Cell | None) -> str:
