@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from calm_graph.errors import CalmGraphError, EvaluationError
 from calm_graph.evaluate.measures.metrics import Outcome, metric
@@ -41,7 +43,7 @@ class Evaluated:
 
     Args:
         measured: Row by row, of every task and system that was finished.
-        problems: Systems and tasks that could not be evaluated, and why.
+        problems: What could not be evaluated, and why.
         stopped: Whether the run was asked to stop before its end.
     """
 
@@ -100,17 +102,13 @@ def evaluate(
             continue
         for task in tasks:
             try:
-                outcomes = _outcomes(task, system, data=data, seed=seed, asking=asking)
+                measured, problems = _measured(task, system, data=data, seed=seed, asking=asking)
             except StoppedError:
                 break
-            except EvaluationError as error:
-                done.problems.append(f"{system.name}, {task.label}: {error}")
+            done.measured += measured
+            for problem in problems:
+                done.problems.append(f"{system.name}, {task.label}: {problem}")
                 say(show, done.problems[-1])
-                continue
-            rows = _digest(outcomes)
-            for name in task.metrics:
-                sums = metric(name).sums(outcomes)
-                done.measured.append(Measured(*task.key, system.name, seed, name, rows, sums))
         del system
         gc.collect()  # a model may be part of a circle, and the next one needs its room
         if on_measured is not None:
@@ -137,43 +135,59 @@ def check_tasks(tasks: Sequence[Task], *, data: Path | None = None, seed: int = 
         task.items(folder=data, few_shot=True, seed=seed)
 
 
-def _outcomes(task: Task, system: System, *, data: Path | None, seed: int, asking: Asking) -> list[Outcome]:
+def _measured(
+    task: Task, system: System, *, data: Path | None, seed: int, asking: Asking
+) -> tuple[list[Measured], list[EvaluationError]]:
+    """Measure what can be: a system that cannot generate may be able to score, and the other way round."""
     items = task.items(folder=data, few_shot=system.few_shot, seed=seed)
     needs = {metric(name).needs for name in task.metrics}
     names = (*task.key, system.name)
-    answers: list[list[str]] = [[]] * len(items)
-    nats = [float("nan")] * len(items)
-    passed: list[list[bool]] = [[]] * len(items)
-    if needs & {"answers", "programs"}:
-        answers = asking.answers(system, [item.prompt for item in items], task.decoding(seed=seed), names=names)
-    if "nats" in needs:
-        nats = asking.nats(system, [(item.prompt, item.reference) for item in items], names=names)
-    if "programs" in needs:
-        label = f"{system.name} {task.label} programs"
-        passed = _passed(task, items, answers, label=label, show=asking.show, stop=asking.stop)
-    return [
+    found: dict[str, Sequence[Any]] = {}
+    problems = []
+    try:
+        if needs & {"answers", "programs"}:
+            prompts = [item.prompt for item in items]
+            found["answers"] = asking.answers(system, prompts, task.decoding(seed=seed), names=names)
+        if "programs" in needs:
+            label = f"{system.name} {task.label} programs"
+            found["programs"] = _passed(task, items, found["answers"], label=label, asking=asking)
+    except EvaluationError as error:
+        problems.append(error)
+    try:
+        if "nats" in needs:
+            found["nats"] = asking.nats(system, [(item.prompt, item.reference) for item in items], names=names)
+    except EvaluationError as error:
+        problems.append(error)
+    outcomes = [
         Outcome(
             reference=item.reference,
             target=item.target,
-            answers=answers[index],
-            nats=nats[index],
-            passed=passed[index],
+            answers=found["answers"][index] if "answers" in found else (),
+            nats=found["nats"][index] if "nats" in found else math.nan,
+            passed=found["programs"][index] if "programs" in found else (),
             answer_kind=task.answer,
         )
         for index, item in enumerate(items)
     ]
+    rows = _digest(outcomes)
+    measured = [
+        Measured(*task.key, system.name, seed, name, rows, metric(name).sums(outcomes))
+        for name in task.metrics
+        if metric(name).needs in found
+    ]
+    return measured, problems
 
 
 def _passed(
-    task: Task, items: Sequence[Item], answers: Sequence[Sequence[str]], *, label: str, show: Show, stop: StopRequest
+    task: Task, items: Sequence[Item], answers: Sequence[Sequence[str]], *, label: str, asking: Asking
 ) -> list[list[bool]]:
     assert task.program is not None
     passed = []
-    with progress(show, label=label, total=len(items)) as advance:
+    with progress(asking.show, label=label, total=len(items)) as advance:
         for item, texts in zip(items, answers, strict=True):
             passed.append([passes(fill(task.program, {**item.row, "answer": text})) for text in texts])
             advance(1)
-            if stop.requested:
+            if asking.stop.requested:
                 raise StoppedError
     return passed
 

@@ -124,10 +124,13 @@ def test_a_stopped_run_goes_on_also_after_a_torn_line(tmp_path: Path) -> None:
 
 
 def test_what_a_system_cannot_do_is_said_and_the_others_go_on(tmp_path: Path) -> None:
-    tasks = [task(tmp_path, "a", metrics=["bits_per_byte"]), task(tmp_path, "b")]
+    tasks = [task(tmp_path, "a", metrics=["bits_per_byte"]), task(tmp_path, "b", metrics=["bits_per_byte", "accuracy"])]
     found = run(tasks, [Calculator("x"), Calculator("y")], tmp_path)
-    assert found.problems == ["x, s/sum/a: x: cannot score", "y, s/sum/a: y: cannot score"]
-    assert [(row.system, row.language) for row in found.results.rows] == [("x", "b"), ("y", "b")]
+    assert found.problems == [f"{name}, s/sum/{task}: {name}: cannot score" for name in "xy" for task in "ab"]
+    # What it can is measured, of the same task too.
+    assert [(row.system, row.language, row.metric) for row in found.results.rows] == [
+        ("x", "b", "accuracy"), ("y", "b", "accuracy")
+    ]  # fmt: skip
 
 
 def test_results_are_merged_and_written_as_a_report(tmp_path: Path) -> None:
