@@ -104,6 +104,8 @@ class ModelCard(BaseModel):
     intermediate_size: PositiveInt | None = None
     num_parameters: PositiveInt | None = None
     """Parameters of the whole published model, tied ones counted once."""
+    num_active_parameters: PositiveInt | None = None
+    """Those that one token goes through, in a mixture of experts; None: all."""
     vocab_size: PositiveInt | None = None
     context_length: PositiveInt | None = None
     tokenizer: str | None = None
@@ -190,9 +192,11 @@ class ModelCard(BaseModel):
         """Return this card with its empty facts taken from `facts`; what the card says stays.
 
         Args:
-            facts: values by field name, as `layouts.facts` gives them. `modality` counts as empty unless it was set.
+            facts: values by field name, as `read_facts` gives them. `modality` counts as empty unless it was set.
         """
         update = {name: facts[name] for name in self.missing_facts() if facts.get(name) is not None}
+        if self.num_active_parameters is None and facts.get("num_active_parameters") is not None:
+            update["num_active_parameters"] = facts["num_active_parameters"]
         if "modality" in facts and "modality" not in self.model_fields_set:
             update["modality"] = facts["modality"]
         return self.model_copy(update=update) if update else self

@@ -171,6 +171,9 @@ COMPOSITION = "calm_graph"
 
 _PER_LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers", "attention_layers", "intermediate_size")
 
+EXPERTS = ".experts."
+"""In the names of tensors of which a token goes through some experts only; shared experts are called otherwise."""
+
 # Names that configs outside the table use, tried in this order.
 _ALIASES = {
     "num_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
@@ -180,6 +183,8 @@ _ALIASES = {
     "intermediate_size": ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"),
     "context_length": ("max_position_embeddings", "n_positions", "max_seq_len"),
 }
+_NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_NUM_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_k")
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -238,6 +243,15 @@ def facts(config: Mapping[str, Any]) -> dict[str, Any]:
     if layout is not None:
         found["modality"] = layout.modality
     return found
+
+
+def expert_share(config: Mapping[str, Any]) -> float | None:
+    """Return which share of its experts a token goes through, 0 to 1; None where a config does not say."""
+    text = text_config(config)
+    counts = [
+        next((text[key] for key in keys if text.get(key)), None) for keys in (_NUM_EXPERTS_PER_TOKEN, _NUM_EXPERTS)
+    ]
+    return None if None in counts else min(1.0, counts[0] / counts[1])
 
 
 def is_causal(config: Mapping[str, Any]) -> bool | None:

@@ -65,6 +65,7 @@ class AugmenterFacts(BaseModel):
     head_dim: PositiveInt | None = None
     intermediate_size: PositiveInt | None = None
     num_parameters: PositiveInt | None = None
+    num_active_parameters: PositiveInt | None = None
     licence: Annotated[str, Field(max_length=200)] = "unspecified"
 
 

@@ -103,27 +103,34 @@ def read_facts(card: ModelCard) -> dict[str, Any]:
     path = local_path(card)
     if path is None:
         return {}
-    facts = layouts.facts(read_config(path))
+    config = read_config(path)
+    facts = layouts.facts(config)
     if path.is_dir() and facts["architecture"] != layouts.COMPOSITION:  # whose file holds the attachments only
-        facts["num_parameters"] = count_parameters(path)
+        total, experts = count_parameters(path)
+        share = layouts.expert_share(config)
+        facts["num_parameters"] = total or None
+        facts["num_active_parameters"] = total - round((1 - share) * experts) if share and experts else None
     return facts
 
 
-def count_parameters(folder: Path) -> int | None:
-    """Count the numbers in a folder's safetensors files by their headers; None when there are no such files.
+def count_parameters(folder: Path) -> tuple[int, int]:
+    """Count the numbers in a folder's safetensors files by their headers.
+
+    Returns:
+        All of them, and those of experts that a token may not go through.
 
     Raises:
         WeightsError: a header cannot be read.
     """
     files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        return None
-    return sum(_count_parameters(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    counts = [_count_parameters(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return sum(total for total, _ in counts), sum(experts for _, experts in counts)
 
 
 @lru_cache(maxsize=256)
-def _count_parameters(file: Path, size_bytes: int, mtime_ns: int) -> int:
-    return sum(_product(tensor["shape"]) for tensor in read_safetensors_header(file).values())
+def _count_parameters(file: Path, size_bytes: int, mtime_ns: int) -> tuple[int, int]:
+    sizes = {name: _product(tensor["shape"]) for name, tensor in read_safetensors_header(file).items()}
+    return sum(sizes.values()), sum(size for name, size in sizes.items() if layouts.EXPERTS in name)
 
 
 def read_safetensors_header(file: Path) -> dict[str, dict[str, Any]]:

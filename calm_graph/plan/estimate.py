@@ -19,6 +19,7 @@ class ModelSize:
 
     Args:
         block: Of one block.
+        active_block: Those of a block that a token goes through: fewer in a mixture of experts.
         embedding: Of the input embedding (and of the output embedding where it is not tied).
         head: Of the multiplication that makes logits: vocabulary times width.
         is_gated: Whether the MLP of a block has a gate: three matrices, not two.
@@ -26,6 +27,7 @@ class ModelSize:
     """
 
     block: int
+    active_block: int
     embedding: int
     head: int
     is_gated: bool
@@ -100,7 +102,7 @@ def estimate(plan: Plan, *, num_context_tokens: int = 1024) -> Estimate:
 
     One multiply-add is 2 FLOPs. A matrix of n parameters costs 2n a token; attention over S tokens 4 S N H: scores and
     weighted sum (Hoffmann et al. 2022, appendix F). Norms, softmax and embedding look-ups are left out, as there.
-    An augmenter is taken to have as many tokens as the anchor, and a mixture of experts to use all of them.
+    An augmenter is taken to have as many tokens as the anchor.
 
     Args:
         plan: What runs.
@@ -157,12 +159,14 @@ def model_size(card: ModelCard) -> ModelSize:
     plain = attention + 2 * width * (card.intermediate_size or 4 * width)
     total = card.num_parameters
     if total is None:
-        return ModelSize(block=gated, embedding=head, head=head, is_gated=True, is_exact=False)
+        return ModelSize(block=gated, active_block=gated, embedding=head, head=head, is_gated=True, is_exact=False)
     guesses = [(block, embedding) for block in (gated, plain) for embedding in (head, 2 * head)]
     nearest, embedding = min(guesses, key=lambda guess: abs(guess[0] * num_layers + guess[1] - total))
     embedding = min(embedding, total)
+    idle = total - (card.num_active_parameters or total)
     return ModelSize(
         block=(total - embedding) // num_layers,
+        active_block=max(0, total - embedding - idle) // num_layers,
         embedding=embedding,
         head=head,
         is_gated=nearest == gated,
@@ -175,7 +179,7 @@ def _run_cost(run: PlannedRun, num_context_tokens: int) -> Cost:
     num_heads = card.num_heads or 1
     head_dim = card.head_dim or run.hidden_size // num_heads
     attention = 4 * num_context_tokens * num_heads * head_dim
-    flops = run.num_blocks * (2 * size.block + attention)
+    flops = run.num_blocks * (2 * size.active_block + attention)
     follows = run.reading == "stream"
     embedding = size.embedding if run.is_anchor else min(size.embedding, size.head)  # no output embedding is loaded
     num_parameters = run.num_blocks * size.block + embedding

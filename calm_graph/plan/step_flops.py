@@ -118,7 +118,7 @@ def _block(run: PlannedRun, tokens: int) -> tuple[int, int]:
     """FLOPs of a block's matrices and of its attention, for one sample."""
     num_heads = run.card.num_heads or 1
     head_dim = run.card.head_dim or run.hidden_size // num_heads
-    return 2 * model_size(run.card).block * tokens, 4 * tokens * tokens * num_heads * head_dim
+    return 2 * model_size(run.card).active_block * tokens, 4 * tokens * tokens * num_heads * head_dim
 
 
 def _edge(edge: Edge, plan: Plan, workload: Workload, starts: Mapping[str, int]) -> tuple[int, int]:

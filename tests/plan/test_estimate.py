@@ -6,6 +6,7 @@ from calm_graph.declare.composition import Attachment, Augmenter, Composition
 from calm_graph.model.attachment import Attachment as AttachmentModule
 from calm_graph.plan.estimate import count_parameters, estimate, model_size
 from calm_graph.plan.graph import Plan, make_plan
+from registry import Registry
 from registry import registry as built_in
 from tests.plan.cards import card, small_registry
 
@@ -47,6 +48,22 @@ def test_without_a_published_total_the_shape_gives_it() -> None:
     size = model_size(card("bare").model_copy(update={"num_parameters": None}))
     assert not size.is_exact
     assert (size.block, size.embedding) == (4 * 64 * 64 + 3 * 64 * 256, 64_000)
+
+
+def test_experts_that_do_not_run_are_loaded_and_cost_nothing() -> None:
+    dense = card("prices", 10, num_parameters=1_128_000)  # 2 x 64,000 of them embeddings
+    mixture = dense.model_copy(update={"num_active_parameters": 528_000})
+    sizes = [model_size(each) for each in (dense, mixture)]
+    assert [size.block for size in sizes] == [100_000, 100_000]
+    assert [size.active_block for size in sizes] == [100_000, 40_000]
+    costs = []
+    for each in (dense, mixture):
+        registry = Registry([card("anchor", 22, 96, 6), each])
+        declared = Composition(name="x", anchor="anchor", augmenters=[Augmenter("prices", attach=ONE)])
+        costs.append(estimate(make_plan(declared, registry=registry)).runs["prices"])
+    assert costs[0].num_parameters == costs[1].num_parameters
+    num_blocks = ONE[0].augmenter_layer + 1
+    assert costs[0].flops_per_prompt_token - costs[1].flops_per_prompt_token == num_blocks * 2 * 60_000
 
 
 def test_flops_of_one_attachment_by_hand() -> None:

@@ -75,6 +75,17 @@ def test_empty_facts_come_from_the_folder(tmp_path: Path) -> None:
     assert card.num_parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("architecture, width", [("mixtral", 24), ("qwen2_moe", 8), ("qwen3_moe", 8)])
+def test_of_a_mixture_of_experts_a_token_goes_through_some(architecture: str, width: int, tmp_path: Path) -> None:
+    folder = pico.save(pico.make_model(architecture, head=True), tmp_path / "model")
+    card = Registry([ModelCard(name="x", source=f"folder:{folder}")]).get("x")
+    assert card.num_parameters is not None and card.num_active_parameters is not None
+    # Of 4 experts in each of 4 layers 2 do not run; an expert is three matrices.
+    assert card.num_parameters - card.num_active_parameters == 4 * 2 * 3 * 16 * width
+    dense = pico.save(pico.make_model("llama", head=True), tmp_path / "dense")
+    assert Registry([ModelCard(name="x", source=f"folder:{dense}")]).get("x").num_active_parameters is None
+
+
 def test_an_image_encoder_is_known_as_one(tmp_path: Path) -> None:
     folder = pico.save(pico.make_model("vit"), tmp_path / "model")
     card = Registry([ModelCard(name="x", source=f"folder:{folder}")]).get("x")
