@@ -248,10 +248,12 @@ def facts(config: Mapping[str, Any]) -> dict[str, Any]:
 def expert_share(config: Mapping[str, Any]) -> float | None:
     """Return which share of its experts a token goes through, 0 to 1; None where a config does not say."""
     text = text_config(config)
-    counts = [
-        next((text[key] for key in keys if text.get(key)), None) for keys in (_NUM_EXPERTS_PER_TOKEN, _NUM_EXPERTS)
-    ]
-    return None if None in counts else min(1.0, counts[0] / counts[1])
+
+    def count(keys: tuple[str, ...]) -> int:
+        return next((int(text[key]) for key in keys if text.get(key)), 0)
+
+    per_token, total = count(_NUM_EXPERTS_PER_TOKEN), count(_NUM_EXPERTS)
+    return min(1.0, per_token / total) if per_token and total else None
 
 
 def is_causal(config: Mapping[str, Any]) -> bool | None:
