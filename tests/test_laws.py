@@ -47,7 +47,7 @@ DOORS = {
     "onnxruntime": ("calm_graph/augmenters/onnx_",),
     "sacrebleu": ("calm_graph/evaluate/measures/metrics.py",),
     "lm_eval": ("calm_graph/evaluate/lm_eval_model.py",),
-    "httpx2": ("registry/remote.py", "calm_graph/serve/load/client.py"),
+    "httpx2": ("registry/service.py", "calm_graph/serve/load/client.py"),
     "peft": ("calm_graph/evaluate/baselines/lora.py",),
     "pickle": (),
 }

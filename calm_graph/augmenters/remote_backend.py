@@ -17,7 +17,7 @@ from calm_graph.augmenters.wire import most_bytes, unpack
 from calm_graph.errors import AugmenterError, AugmenterUnavailableError, InputError
 from registry import ModelCard
 from registry.errors import RemoteError, RemoteUnavailableError
-from registry.remote import service_of
+from registry.service import service_of
 
 _MAX_UNDER_WAY = 32
 """Prompts that one service is asked about at the same time; more wait."""

@@ -29,6 +29,7 @@ from registry import remote as remote_module
 from registry.card import RemoteAccess
 from registry.errors import CardError, FactMismatchError, FingerprintError, RemoteError, WeightsError
 from registry.remote import remote_card
+from registry.service import Service
 from tests.model.cases import decoding_batch, encoded
 from tests.model.pico import Zoo, train_at_random
 from tests.serve.augmenters import ServedAugmenter, serving_augmenter
@@ -151,7 +152,7 @@ def test_a_checkpoint_alone_sends_nothing_anywhere(
     monkeypatch.setattr(remote_module, "_known", {})
     registry = Registry([zoo.registry.get("anchor"), *stored_cards(tmp_path / "t")[1:]])
     with monkeypatch.context() as patch:  # looking at it asks nobody, either
-        patch.setattr(remote_module.Service, "ask", None)
+        patch.setattr(Service, "ask", None)
         plan = make_plan(load_composition(tmp_path / "t"), registry=registry)
     assert plan.run("other").runtime == "remote" and served.trouble.num_asked == 0
     registry = Registry([zoo.registry.get("anchor")])
