@@ -16,6 +16,7 @@ Positions = Literal["none", "rotary", "distance"]
 OpenWords = Literal["wait", "read"]
 Writes = Literal["absolute", "relative"]
 FirstToken = Literal["write", "spare"]
+Norms = Literal["rms", "none"]
 Runtime = Literal["torch", "onnx", "remote"]
 IfUnavailable = Literal["fail", "skip"]
 
@@ -96,6 +97,8 @@ class Augmenter(Declared):
             it goes on. `wait`: it is read when the next one begins, so what the augmenter expects next is a word late.
             `read`: it is read at once, as if it ended there, and withdrawn if it goes on.
         num_heads: Attention heads of the attachments; None takes the anchor's.
+        norms: `rms` normalises what attachments read of both models; with `none` the sizes of states, which differ a
+            hundredfold between models, set the pace of learning.
         gate: `tanh` multiplies each attachment's output by the tanh of a trained number.
         positions: `rotary` rotates queries and keys by the aligned text index; `distance` prefers what stands near in
             the text, more or less strongly by head.
@@ -124,6 +127,7 @@ class Augmenter(Declared):
     prompt_template: str | None = None
     open_words: OpenWords = "wait"
     num_heads: StrictInt | None = None
+    norms: Norms = "rms"
     gate: Gate = "none"
     positions: Positions = "none"
     writes: Writes = "absolute"
@@ -144,6 +148,7 @@ class Augmenter(Declared):
             prompt_template: str | None = ...,
             open_words: OpenWords = ...,
             num_heads: int | None = ...,
+            norms: Norms = ...,
             gate: Gate = ...,
             positions: Positions = ...,
             writes: Writes = ...,

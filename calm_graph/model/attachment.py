@@ -24,6 +24,7 @@ class Attachment(nn.Module):
         target_width: Width D of the stream written to.
         num_heads: N.
         head_dim: H; N * H is the width of queries, keys and values.
+        norms: `none` reads the states of both models as they are.
         gate: `none`: W_o starts at zero. `tanh`: W_o starts like the others and one scalar tanh gate at zero.
             Either way a fresh attachment contributes exactly zero.
         positions: `rotary` turns queries and keys by the aligned text index, so that "the same place" need not be
@@ -42,6 +43,7 @@ class Attachment(nn.Module):
         target_width: int,
         num_heads: int,
         head_dim: int,
+        norms: Literal["rms", "none"] = "rms",
         gate: Literal["none", "tanh"] = "none",
         positions: Literal["none", "rotary", "distance"] = "none",
         writes: Literal["absolute", "relative"] = "absolute",
@@ -52,9 +54,9 @@ class Attachment(nn.Module):
         self.num_heads, self.head_dim = num_heads, head_dim
         self.positions, self.writes, self.first_token = positions, writes, first_token
         inner = num_heads * head_dim
-        self.source_norm = nn.RMSNorm(source_width, eps=1e-6)
+        self.source_norm = nn.RMSNorm(source_width, eps=1e-6) if norms == "rms" else nn.Identity()
         self.project = nn.Linear(source_width, target_width, bias=False)
-        self.target_norm = nn.RMSNorm(target_width, eps=1e-6)
+        self.target_norm = nn.RMSNorm(target_width, eps=1e-6) if norms == "rms" else nn.Identity()
         self.query = nn.Linear(target_width, inner, bias=False)
         self.key = nn.Linear(target_width, inner, bias=False)
         self.value = nn.Linear(target_width, inner, bias=False)

@@ -36,6 +36,7 @@ class Edges(nn.Module):
                     target_width=planned.target_width,
                     num_heads=planned.num_heads,
                     head_dim=planned.head_dim,
+                    norms=planned.norms,
                     gate=planned.gate,
                     positions=planned.positions,
                     writes=planned.writes,

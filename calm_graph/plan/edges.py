@@ -66,6 +66,7 @@ def plan_edge(
                 target_width=anchor.hidden_size,
                 num_heads=num_heads,
                 head_dim=anchor.hidden_size // num_heads,
+                norms=augmenter.norms,
                 gate=augmenter.gate,
                 positions=augmenter.positions,
                 writes=augmenter.writes,

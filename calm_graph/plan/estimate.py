@@ -140,7 +140,8 @@ def count_parameters(attachment: PlannedAttachment) -> int:
     The paper's C.1 counts C D + 3 D^2: it leaves out W_o, which its section 3.1 has.
     """
     c, d = attachment.source_width, attachment.target_width
-    return c * d + 4 * d * attachment.num_heads * attachment.head_dim + c + d + (attachment.gate == "tanh")
+    norms = (c + d) * (attachment.norms == "rms")
+    return c * d + 4 * d * attachment.num_heads * attachment.head_dim + norms + (attachment.gate == "tanh")
 
 
 def model_size(card: ModelCard) -> ModelSize:

@@ -10,6 +10,7 @@ from calm_graph.declare.composition import (
     FirstToken,
     Gate,
     IfUnavailable,
+    Norms,
     OpenWords,
     Positions,
     PromptVisibility,
@@ -41,6 +42,7 @@ class PlannedAttachment:
         target_width: Width D of the target's states.
         num_heads: Attention heads.
         head_dim: Width of one head; num_heads * head_dim is the target's width.
+        norms: Whether states are normalised before they are read.
         gate: Whether a trained gate multiplies the output.
         positions: Whether queries and keys are rotated.
         writes: Whether the output is multiplied by the size of the stream it is added to.
@@ -60,6 +62,7 @@ class PlannedAttachment:
     target_width: int
     num_heads: int
     head_dim: int
+    norms: Norms
     gate: Gate
     positions: Positions
     writes: Writes

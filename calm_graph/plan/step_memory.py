@@ -139,10 +139,9 @@ def _edge_kept(edge: Edge, plan: Plan, workload: Workload) -> int:
     kept = 0
     for found in edge.attachments if read else ():
         inner, c, d = found.num_heads * found.head_dim, found.source_width, found.target_width
-        kept += read * (BYTES_FP32 * c + value * (c + d))  # the state, what `project` reads, the context
-        kept += written * (
-            BYTES_FP32 * d + value * (d + 3 * inner)
-        )  # the stream, what `query` reads, and the attention
+        normed = BYTES_FP32 * (found.norms == "rms")  # what a norm reads is kept beside what comes of it
+        kept += read * (normed * c + value * (c + d))  # the state, what `project` reads, the context
+        kept += written * (normed * d + value * (d + 3 * inner))  # the stream, what `query` reads, and the attention
         kept += written * value * d * (found.gate == "tanh")
         kept += (
             read * written * value * (found.num_heads if found.positions == "distance" else 1)

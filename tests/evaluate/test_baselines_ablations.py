@@ -46,6 +46,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
         ("composed_prompt", "reading", ("prompt", "prompt")),
         ("composed_stream", "reading", ("stream", "stream")),
         ("composed_causal", "prompt_visibility", ("causal", "causal")),
+        ("composed_no_norms", "norms", ("none", "none")),
         ("composed_gate", "gate", ("tanh", "tanh")),
         ("composed_rotary", "positions", ("rotary", "rotary")),
         ("composed_distance", "positions", ("distance", "distance")),

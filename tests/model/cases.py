@@ -49,6 +49,7 @@ CASES: dict[str, tuple[Augmenter, ...]] = {
         Augmenter("same", attach=ATTACH, writes="relative"),
         Augmenter("second", attach=ATTACH, writes="relative", gate="tanh", first_token="spare"),
     ),
+    "no-norms": (Augmenter("same", attach=ATTACH, norms="none"), Augmenter("second", attach=ATTACH, norms="none")),
     "gate": (Augmenter("same", attach=ATTACH, gate="tanh"), Augmenter("second", attach=ATTACH, gate="tanh")),
     "nested": (inner(),),
     "nested-prompt": (inner(reading="prompt"),),

@@ -47,8 +47,9 @@ def plain(attachment: Attachment, source: torch.Tensor, target: torch.Tensor, *m
     visible, source_index, target_index = more
     weights = {name: parameter.detach().double() for name, parameter in attachment.named_parameters()}
 
-    def norm(vector: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return vector / torch.sqrt((vector**2).mean() + 1e-6) * weight
+    def norm(vector: torch.Tensor, name: str) -> torch.Tensor:
+        weight = weights.get(f"{name}_norm.weight")
+        return vector if weight is None else vector / torch.sqrt((vector**2).mean() + 1e-6) * weight
 
     def turned(vector: torch.Tensor, place: int) -> torch.Tensor:
         if attachment.positions != "rotary":
@@ -63,14 +64,12 @@ def plain(attachment: Attachment, source: torch.Tensor, target: torch.Tensor, *m
 
     out = torch.zeros(B, T, D, dtype=torch.float64)
     for row in range(B):
-        context = [
-            weights["project.weight"] @ norm(states, weights["source_norm.weight"]) for states in source[row].double()
-        ]
+        context = [weights["project.weight"] @ norm(states, "source") for states in source[row].double()]
         for place in range(T):
             seen = visible[row, place].nonzero().flatten().tolist()
             if not seen:
                 continue
-            normed = norm(target[row, place].double(), weights["target_norm.weight"])
+            normed = norm(target[row, place].double(), "target")
             heads = []
             for head in range(N):
                 part = slice(head * H, (head + 1) * H)
@@ -103,6 +102,12 @@ def test_it_computes_the_formula(gate: str, positions: str, writes: str) -> None
     got = run(attachment, *inputs())
     torch.testing.assert_close(got.double(), plain(attachment, *inputs()), atol=1e-5, rtol=0)
     assert got.abs().max() > 0.1
+
+
+def test_without_norms_states_are_read_as_they_are() -> None:
+    attachment = make(norms="none")
+    assert not [name for name, _ in attachment.named_parameters() if "norm" in name]
+    torch.testing.assert_close(run(attachment, *inputs()).double(), plain(attachment, *inputs()), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("positions", ["rotary", "distance"])

@@ -66,7 +66,7 @@ def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str
 # There and back
 
 
-@pytest.mark.parametrize("case", ["same", "gate", "diamond", "nested-checkpoint", "mixed"])
+@pytest.mark.parametrize("case", ["same", "gate", "no-norms", "diamond", "nested-checkpoint", "mixed"])
 def test_the_same_logits_come_back(zoo: Zoo, tmp_path: Path, case: str) -> None:
     model = compose(zoo, case)
     model.save_pretrained(tmp_path / "saved")

@@ -18,14 +18,15 @@ def plan(*augmenters: Augmenter) -> Plan:
 ONE = [Attachment(augmenter_layer=2, anchor_layer=5)]
 
 
-@pytest.mark.parametrize("gate", ["none", "tanh"])
-def test_parameters_are_those_of_the_module(gate: str) -> None:
-    (planned,) = plan(Augmenter.model_validate({"name": "prices", "attach": ONE, "gate": gate})).attachments
+@pytest.mark.parametrize("fields", [{}, {"gate": "tanh"}, {"norms": "none"}])
+def test_parameters_are_those_of_the_module(fields: dict[str, str]) -> None:
+    (planned,) = plan(Augmenter.model_validate({"name": "prices", "attach": ONE, **fields})).attachments
     module = AttachmentModule(
         source_width=planned.source_width,
         target_width=planned.target_width,
         num_heads=planned.num_heads,
         head_dim=planned.head_dim,
+        norms=planned.norms,
         gate=planned.gate,
     )
     assert count_parameters(planned) == sum(parameter.numel() for parameter in module.parameters())

@@ -23,6 +23,7 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "causal": {"prompt_visibility": "causal"},
     "open_words": {"open_words": "read"},
     "wait": {"open_words": "wait"},
+    "no_norms": {"norms": "none"},
     "gate": {"gate": "tanh"},
     "no_gate": {"gate": "none"},
     "rotary": {"positions": "rotary"},

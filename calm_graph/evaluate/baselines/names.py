@@ -10,8 +10,8 @@ BASELINES = {
     "merge": "the anchor's weights with those of an augmenter added, where shapes allow",
     "composed_vanilla": "the composition with another augmenter, which --replace names",
     "composed_random": "the composition with augmenters of random weights",
-    "composed_prompt": "the composition with another reading; likewise composed_stream, _full, _causal, _gate, "
-    "_no_gate, _rotary, _distance, _no_positions, _relative, _spare, _every_N and _heads_N",
+    "composed_prompt": "the composition with another reading; likewise composed_stream, _full, _causal, _no_norms, "
+    "_gate, _no_gate, _rotary, _distance, _no_positions, _relative, _spare, _every_N and _heads_N",
     "NAME_rows_N": "one that is trained, on N of the rows: composed_rows_500, lora_rows_500, ... (a data size curve)",
 }
 """Name -> what it is, in a sentence."""
